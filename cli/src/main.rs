@@ -1,0 +1,3 @@
+//! The `lapflow` binary.
+
+fn main() {}

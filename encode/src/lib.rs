@@ -1,0 +1,1 @@
+//! The dataset job: images in, committed shards out.

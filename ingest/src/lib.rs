@@ -1,0 +1,1 @@
+//! Sources of images to a bounded stream of cropped RGB images.

@@ -1,0 +1,1 @@
+//! Solvers, guidance, image sets and their scores.

@@ -1,0 +1,1 @@
+//! The trainer: loss, optimizer, loop and checkpoints.

@@ -1,0 +1,14 @@
+//! The demo's image set: cartoon animal heads, drawn from a seed.
+//!
+//! [`render`](render::render) draws one picture and [`write_set`](dataset::write_set) a set of
+//! them in class folders. A seed fixes a picture's bytes.
+
+pub mod dataset;
+pub mod render;
+
+mod animals;
+mod canvas;
+mod colour;
+mod features;
+mod looks;
+mod shapes;

@@ -1,0 +1,3 @@
+//! Pictures and pages that show a run.
+
+pub mod grid;

@@ -22,12 +22,6 @@ pub fn grid(images: &[DynamicImage], columns: usize, gap: u32) -> DynamicImage {
     sheet.into()
 }
 
-/// `image` with every pixel repeated `factor` times in both directions.
-pub fn enlarged(image: &DynamicImage, factor: u32) -> DynamicImage {
-    let (width, height) = (image.width() * factor, image.height() * factor);
-    image.resize_exact(width, height, image::imageops::FilterType::Nearest)
-}
-
 /// The PNG file of `image`; the same image gives the same bytes.
 pub fn encode_png(image: &DynamicImage) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -71,7 +65,6 @@ mod tests {
     fn png_holds_the_pixels() -> anyhow::Result<()> {
         let sheet = grid(&[plain(3, [9, 8, 7]), plain(5, [1, 2, 3])], 2, 1);
         assert_eq!(image::load_from_memory(&encode_png(&sheet))?.into_rgba8(), sheet.into_rgba8());
-        assert_eq!(enlarged(&plain(3, [9, 8, 7]), 4), plain(12, [9, 8, 7]));
         Ok(())
     }
 }

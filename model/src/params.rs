@@ -156,6 +156,16 @@ impl Scope {
         self.params.borrow_mut().request(self.name(name), shape.as_ref(), init)
     }
 
+    /// The device of the parameters.
+    pub fn device(&self) -> Device {
+        self.params.borrow().device.clone()
+    }
+
+    /// The dtype of the parameters.
+    pub fn dtype(&self) -> DType {
+        self.params.borrow().dtype
+    }
+
     fn name(&self, name: impl std::fmt::Display) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }

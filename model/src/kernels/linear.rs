@@ -1,0 +1,121 @@
+//! Linear layers: `y = x W^T + b`.
+
+use super::matmul::{Mat, matmul, parallel};
+use super::{output, values};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
+};
+use rayon::prelude::*;
+
+/// `x W^T + b` for `x` `(rows, in)`, `weight` `(out, in)`, `bias` `(out)`; f32, gives `(rows, out)`.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let ((_, k), (n, wk), bn) = (x.dims2()?, weight.dims2()?, bias.dims1()?);
+    if k != wk || n != bn {
+        bail!("linear: x {:?}, weight {:?}, bias {:?}", x.dims(), weight.dims(), bias.dims())
+    }
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
+}
+
+struct Linear;
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, k) = x_layout.shape().dims2()?;
+        let n = bias_layout.shape().dims1()?;
+        let x = Mat::new(values("linear", x, x_layout)?, rows, k);
+        let weight = Mat::new(values("linear", weight, weight_layout)?, n, k);
+        let mut y = values("linear", bias, bias_layout)?.repeat(rows);
+        matmul(&mut y, x, weight.t(), 1.0, true, parallel());
+        output(y, (rows, n))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _bias: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let product = |a: &Tensor, b: &Tensor, op| a.apply_op2_no_bwd(b, &op);
+        let dx = x.track_op().then(|| product(&grad, weight, Product::Plain)).transpose()?;
+        let dweight = product(&grad, x, Product::LeftTransposed)?;
+        let dbias = grad.apply_op1_no_bwd(&ColumnSum)?;
+        Ok((dx, Some(dweight), Some(dbias)))
+    }
+}
+
+/// A matrix product of the backward pass.
+enum Product {
+    /// `a b`
+    Plain,
+    /// `a^T b`
+    LeftTransposed,
+}
+
+impl CustomOp2 for Product {
+    fn name(&self) -> &'static str {
+        "linear-backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ((a_rows, a_cols), (b_rows, n)) =
+            (a_layout.shape().dims2()?, b_layout.shape().dims2()?);
+        let a = Mat::new(values(self.name(), a, a_layout)?, a_rows, a_cols);
+        let b = Mat::new(values(self.name(), b, b_layout)?, b_rows, n);
+        let (a, m) = match self {
+            Self::Plain => (a, a_rows),
+            Self::LeftTransposed => (a.t(), a_cols),
+        };
+        let mut product = vec![0f32; m * n];
+        matmul(&mut product, a, b, 1.0, false, parallel());
+        output(product, (m, n))
+    }
+}
+
+/// Sums over the rows.
+struct ColumnSum;
+
+impl CustomOp1 for ColumnSum {
+    fn name(&self) -> &'static str {
+        "column-sum"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        const COLUMNS: usize = 256;
+        let (rows, width) = layout.shape().dims2()?;
+        let x = values(self.name(), x, layout)?;
+        let mut sums = vec![0f32; width];
+        sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(chunk, sums)| {
+            for row in 0..rows {
+                let start = row * width + chunk * COLUMNS;
+                for (sum, value) in sums.iter_mut().zip(&x[start..]) {
+                    *sum += value;
+                }
+            }
+        });
+        output(sums, width)
+    }
+}

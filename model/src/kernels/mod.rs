@@ -1,0 +1,36 @@
+//! CPU kernels with exact gradients, as Candle custom operations in f32.
+//!
+//! The transformer's kernels work on one `(rows, width)` matrix that holds the tokens of every
+//! active level, laid out by [`TokenLayout`]. Each is tested against its plain composition.
+#![allow(unsafe_code)]
+
+mod attention;
+mod gelu;
+mod layout;
+mod linear;
+mod matmul;
+mod norm;
+mod residual;
+mod vector;
+
+pub use attention::{Mask, attention};
+pub use gelu::gelu;
+pub use layout::TokenLayout;
+pub use linear::linear;
+pub use norm::modulated_norm;
+pub use residual::gated_residual;
+
+use candle_core::{CpuStorage, Layout, Result, Shape, bail};
+
+/// The values of a contiguous f32 tensor on the CPU.
+fn values<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{op}: wants contiguous tensors, got strides {:?}", layout.stride())
+    };
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// A kernel's result as Candle wants it.
+fn output(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
+    Ok((CpuStorage::F32(values), shape.into()))
+}

@@ -1,0 +1,78 @@
+//! Linear layers, alone and one a level.
+
+use crate::error::Result;
+use crate::kernels::{TokenLayout, linear};
+use crate::params::{Init, Scope};
+use candle_core::Tensor;
+
+/// `x W^T + b` over `(rows, in)`.
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// Parameters `weight` `(outputs, inputs)` drawn by `init` and a zero `bias` `(outputs)`.
+    pub fn new(scope: &Scope, inputs: usize, outputs: usize, init: Init) -> Result<Self> {
+        Ok(Self {
+            weight: scope.get("weight", [outputs, inputs], init)?,
+            bias: scope.get("bias", [outputs], Init::Zeros)?,
+        })
+    }
+
+    /// `(rows, inputs)` to `(rows, outputs)`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(linear(x, &self.weight, &self.bias)?)
+    }
+}
+
+/// A part that all levels share, or that each level has its own copy of.
+pub struct PerLevel<T> {
+    copies: Vec<T>,
+}
+
+impl<T> PerLevel<T> {
+    /// `copies` of a part: one tied under `scope` itself, or one a pyramid level under `level{k}`.
+    pub fn new(scope: &Scope, copies: usize, build: impl Fn(&Scope) -> Result<T>) -> Result<Self> {
+        let copies = match copies {
+            1 => vec![build(scope)?],
+            _ => (0..copies)
+                .map(|k| build(&scope.at(format_args!("level{k}"))))
+                .collect::<Result<_>>()?,
+        };
+        Ok(Self { copies })
+    }
+
+    /// The copy of pyramid level `k` (0 the finest).
+    pub fn level(&self, k: usize) -> &T {
+        &self.copies[if self.copies.len() == 1 { 0 } else { k }]
+    }
+
+    /// Whether all levels share one copy.
+    pub fn tied(&self) -> bool {
+        self.copies.len() == 1
+    }
+
+    /// Applies each level's copy to its rows of `x`; a tied part sees all rows at once.
+    ///
+    /// `finest` is the finest active pyramid level: the layout's levels run from the coarsest to it.
+    pub fn over_rows(
+        &self,
+        x: &Tensor,
+        layout: &TokenLayout,
+        finest: usize,
+        apply: impl Fn(&T, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if self.tied() || layout.levels() == 1 {
+            return apply(self.level(finest), x);
+        }
+        let parts = (0..layout.levels())
+            .map(|i| {
+                let rows = layout.level_rows(i);
+                let part = x.narrow(0, rows.start, rows.len())?;
+                apply(self.level(finest + layout.levels() - 1 - i), &part)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+}

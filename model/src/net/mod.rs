@@ -1,0 +1,14 @@
+//! The multi-scale diffusion transformer (MATH section 4): DiT blocks over the tokens of every
+//! active pyramid level, with level-specific parts (mixture of transformers) and attention from
+//! coarse to fine.
+
+mod block;
+mod config;
+mod embed;
+mod flops;
+mod layers;
+mod transformer;
+
+pub use config::{Geometry, ModelConfig, Part, Preset};
+pub use flops::{Cost, cost};
+pub use transformer::Transformer;

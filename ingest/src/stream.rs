@@ -1,0 +1,147 @@
+//! The bounded, ordered stream of a source's images.
+
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt, stream};
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+use crate::crop::crop;
+use crate::decode::{Format, Opened, contained};
+use crate::error::{IngestError, Result};
+use crate::image::RgbImage;
+use crate::skip::{Skip, SkipReason};
+use crate::source::{Entry, Source};
+
+/// What a stream yields for an entry: its image (once per view) or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A cropped image.
+    Image(Item),
+    /// An entry that was left out.
+    Skip(Skip),
+}
+
+/// A cropped image with its label and identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// Position in the sorted listing.
+    pub id: u64,
+    /// Relative path or member name.
+    pub key: String,
+    /// Class, where the source or a label file tells it.
+    pub label: Option<u32>,
+    /// SHA-256 of the source's bytes.
+    pub sha256: [u8; 32],
+    /// Width of the source image in pixels, as stored (before any EXIF rotation).
+    pub width: u32,
+    /// Height of the source image in pixels, as stored.
+    pub height: u32,
+    /// 0 as it is, 1 mirrored.
+    pub view: u8,
+    /// The square image.
+    pub image: RgbImage,
+}
+
+impl Source {
+    /// Streams the entries at the positions in `order`, in that order whatever the number of
+    /// threads: each as an [`Outcome::Image`] (two with `flip`) or an [`Outcome::Skip`].
+    ///
+    /// At most `queue_images_max` entries are being read or wait to be taken; nothing is begun
+    /// before the stream is polled. Must be polled within a tokio runtime.
+    ///
+    /// # Errors
+    /// Only what ends the job: [`IngestError::TooManySkips`] and [`IngestError::Index`].
+    pub fn stream(
+        self: &Arc<Self>,
+        order: Vec<usize>,
+    ) -> impl Stream<Item = Result<Outcome>> + Send + 'static {
+        let source = Arc::clone(self);
+        let planned = order.len();
+        let skips_max = (source.config.skip_fraction_max * planned as f64).ceil() as usize;
+        async_stream::try_stream! {
+            let count = source.entries().len();
+            if let Some(&index) = order.iter().find(|&&index| index >= count) {
+                Err(IngestError::Index { index, count })?;
+            }
+            let queue = source.config.queue_images_max;
+            let mut produced = stream::iter(order)
+                .map(|index| source.start(index))
+                .buffered(queue);
+            let mut skipped = 0;
+            while let Some(result) = produced.next().await {
+                match result {
+                    Ok(item) => {
+                        let mirrored = source.config.flip.then(|| Item {
+                            view: 1,
+                            image: item.image.flipped(),
+                            ..item.clone()
+                        });
+                        yield Outcome::Image(item);
+                        if let Some(item) = mirrored {
+                            yield Outcome::Image(item);
+                        }
+                    }
+                    Err(skip) => {
+                        skipped += 1;
+                        tracing::debug!(key = skip.key, reason = %skip.reason, "skipped");
+                        if skipped > skips_max {
+                            Err(IngestError::TooManySkips {
+                                skipped,
+                                planned,
+                                fraction_max: source.config.skip_fraction_max,
+                                last: format!("{}: {}", skip.key, skip.reason),
+                            })?;
+                        }
+                        yield Outcome::Skip(skip);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Queues an entry on the decoding threads. The work is dropped with its future.
+    fn start(self: &Arc<Self>, index: usize) -> impl Future<Output = Result<Item, Skip>> + 'static {
+        let (sender, receiver) = oneshot::channel();
+        let source = Arc::clone(self);
+        self.pool.spawn(move || {
+            if !sender.is_closed() {
+                let entry = &source.entries()[index];
+                // Nobody waits any more if this fails.
+                let _ = sender.send(source.produce(entry).map_err(|reason| Skip {
+                    id: entry.id,
+                    key: entry.key.clone(),
+                    reason,
+                }));
+            }
+        });
+        async { receiver.await.expect("a decoding thread answers while its stream listens") }
+    }
+
+    /// Reads, decodes and crops one entry, on the calling thread.
+    fn produce(&self, entry: &Entry) -> Result<Item, SkipReason> {
+        let bytes = self.read(entry)?;
+        let format = Format::sniff(&bytes)?;
+        contained(format, || self.process(entry, &bytes))
+    }
+
+    fn process(&self, entry: &Entry, bytes: &[u8]) -> Result<Item, SkipReason> {
+        let opened = Opened::new(bytes, &self.limits())?;
+        let (width, height) = (opened.width, opened.height);
+        let reservation = self.budget.reserve(opened.working_bytes);
+        let decoded = opened.decode(self.config.exif_orientation)?;
+        let seed = self.config.seed ^ entry.id.wrapping_mul(0xd134_2543_de82_ef95);
+        let image = crop(decoded, self.config.size, self.config.crop, seed);
+        drop(reservation);
+        Ok(Item {
+            id: entry.id,
+            key: entry.key.clone(),
+            label: entry.label,
+            sha256: Sha256::digest(bytes).into(),
+            width,
+            height,
+            view: 0,
+            image,
+        })
+    }
+}

@@ -1,0 +1,224 @@
+//! Sources and streams over folders and lists.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use lapflow_ingest::{IngestConfig, IngestError, Item, Outcome, Skip, SkipReason, Source};
+
+fn png(width: u32, height: u32, shade: u8) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, shade]))
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .expect("PNG into memory");
+    bytes.into_inner()
+}
+
+/// Two classes of five images of many sizes, three broken files, and files to pass over.
+fn class_folders(root: &Path) {
+    for (class, names) in [("n02", 0..5_u8), ("n01", 5..10)] {
+        fs::create_dir(root.join(class)).expect("a folder");
+        for shade in names {
+            let bytes = png(20 + 40 * u32::from(shade), 300 - 20 * u32::from(shade), shade);
+            fs::write(root.join(class).join(format!("{shade}.JPEG")), bytes).expect("a file");
+        }
+    }
+    fs::write(root.join("n01/empty.jpg"), b"").expect("a file");
+    fs::write(root.join("n01/text.png"), b"not an image").expect("a file");
+    fs::write(root.join("n02/half.png"), &png(64, 64, 1)[..120]).expect("a file");
+    fs::write(root.join("n02/notes.md"), b"passed over").expect("a file");
+    fs::write(root.join("n02/.hidden.png"), b"passed over").expect("a file");
+}
+
+fn config(source: &Path) -> IngestConfig {
+    IngestConfig {
+        source: source.display().to_string(),
+        size: 32,
+        skip_fraction_max: 1.0,
+        ..IngestConfig::default()
+    }
+}
+
+async fn open(config: &IngestConfig) -> Arc<Source> {
+    Arc::new(Source::open(config).await.unwrap_or_else(|error| panic!("{error}")))
+}
+
+async fn outcomes(source: &Arc<Source>, order: Vec<usize>) -> Vec<Outcome> {
+    let stream = source.stream(order).map(|outcome| outcome.unwrap_or_else(|e| panic!("{e}")));
+    stream.collect().await
+}
+
+fn images(outcomes: &[Outcome]) -> Vec<&Item> {
+    outcomes
+        .iter()
+        .filter_map(|o| if let Outcome::Image(item) = o { Some(item) } else { None })
+        .collect()
+}
+
+fn skips(outcomes: &[Outcome]) -> Vec<&Skip> {
+    outcomes
+        .iter()
+        .filter_map(|o| if let Outcome::Skip(skip) = o { Some(skip) } else { None })
+        .collect()
+}
+
+#[tokio::test]
+async fn every_file_is_accounted_for_and_classes_are_sorted_folders() {
+    let folder = tempfile::tempdir().expect("a folder");
+    class_folders(folder.path());
+    let source = open(&config(folder.path())).await;
+    assert_eq!(source.classes(), ["n01", "n02"]);
+    assert_eq!(source.entries().len(), 13);
+    assert!(source.entries().is_sorted_by(|a, b| a.key < b.key && a.id + 1 == b.id));
+
+    let outcomes = outcomes(&source, (0..13).collect()).await;
+    let items = images(&outcomes);
+    assert_eq!(items.len(), 10);
+    for item in items {
+        let class = &source.classes()[item.label.expect("a class") as usize];
+        assert!(item.key.starts_with(class.as_str()));
+        assert_eq!((item.image.width, item.image.height, item.view), (32, 32, 0));
+        let (_, name) = item.key.split_once('/').expect("class/name");
+        let shade: u32 = name.trim_end_matches(".JPEG").parse().expect("a number");
+        assert_eq!((item.width, item.height), (20 + 40 * shade, 300 - 20 * shade));
+    }
+    let reasons: Vec<String> =
+        skips(&outcomes).iter().map(|skip| format!("{}: {}", skip.key, skip.reason)).collect();
+    assert_eq!(
+        reasons,
+        [
+            "n01/empty.jpg: the file is empty",
+            "n01/text.png: neither JPEG, PNG nor WebP: it starts with 6e6f7420616e2069",
+            "n02/half.png: truncated PNG",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn order_and_pixels_do_not_depend_on_threads_or_queue() {
+    let folder = tempfile::tempdir().expect("a folder");
+    class_folders(folder.path());
+    let order: Vec<usize> = (0..40).map(|step| step * 7 % 13).collect();
+    let mut runs = Vec::new();
+    for (threads, queue_images_max) in [(1, 1), (4, 3), (3, 64)] {
+        let config = IngestConfig {
+            threads,
+            queue_images_max,
+            crop: lapflow_ingest::Crop::Random,
+            decode_bytes_max: 1,
+            ..config(folder.path())
+        };
+        runs.push(outcomes(&open(&config).await, order.clone()).await);
+    }
+    assert!(runs[0] == runs[1] && runs[0] == runs[2]);
+    let ids = runs[0].iter().map(|outcome| match outcome {
+        Outcome::Image(item) => item.id as usize,
+        Outcome::Skip(skip) => skip.id as usize,
+    });
+    assert!(ids.eq(order));
+}
+
+#[tokio::test]
+async fn flipped_views_follow_their_image() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("one.png"), png(32, 32, 9)).expect("a file");
+    let source = open(&IngestConfig { flip: true, ..config(folder.path()) }).await;
+    let outcomes = outcomes(&source, vec![0, 0]).await;
+    let items = images(&outcomes);
+    assert_eq!(items.iter().map(|item| item.view).collect::<Vec<_>>(), [0, 1, 0, 1]);
+    assert_eq!(items[1].image, items[0].image.flipped());
+    assert_eq!(items[0].image.pixels[..6], [0, 0, 9, 1, 0, 9]);
+    assert_eq!(items[1].image.pixels[..6], [31, 0, 9, 30, 0, 9]);
+    assert_eq!(items[0].label, None);
+}
+
+#[tokio::test]
+async fn the_job_fails_above_the_allowed_fraction_of_skips() {
+    let folder = tempfile::tempdir().expect("a folder");
+    class_folders(folder.path());
+    // 3 of 13: a fraction of 2/13 allows two skips, the third ends the job.
+    let config = IngestConfig { skip_fraction_max: 2.0 / 13.0, ..config(folder.path()) };
+    let source = open(&config).await;
+    let results: Vec<_> = source.stream((0..13).collect()).collect().await;
+    let error = results.last().expect("results").as_ref().expect_err("the last fails");
+    assert!(matches!(error, IngestError::TooManySkips { skipped: 3, planned: 13, .. }));
+    assert!(error.to_string().ends_with("the last: n02/half.png: truncated PNG"), "{error}");
+    assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1);
+}
+
+#[tokio::test]
+async fn limits_are_checked_before_reading_and_decoding() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("large.png"), png(300, 200, 0)).expect("a file");
+    let one_reason = async |config: IngestConfig| {
+        let outcomes = outcomes(&open(&config).await, vec![0]).await;
+        skips(&outcomes)[0].reason.clone()
+    };
+    let reason = one_reason(IngestConfig { pixels_max: 59_999, ..config(folder.path()) }).await;
+    let expected = SkipReason::TooManyPixels { width: 300, height: 200, pixels_max: 59_999 };
+    assert_eq!(reason, expected);
+    let reason = one_reason(IngestConfig { bytes_max: 100, ..config(folder.path()) }).await;
+    assert!(matches!(reason, SkipReason::TooManyBytes { bytes, bytes_max: 100 } if bytes > 100));
+}
+
+#[tokio::test]
+async fn a_vanished_file_is_a_skip() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("here.png"), png(9, 9, 0)).expect("a file");
+    let source = open(&config(folder.path())).await;
+    fs::remove_file(folder.path().join("here.png")).expect("removed");
+    let outcomes = outcomes(&source, vec![0]).await;
+    assert_eq!(skips(&outcomes)[0].reason, SkipReason::Vanished);
+}
+
+#[tokio::test]
+async fn lists_name_files_and_labels() {
+    let folder = tempfile::tempdir().expect("a folder");
+    class_folders(folder.path());
+    let list = folder.path().join("list.txt");
+    fs::write(&list, "n02/3.JPEG\t7\n\nn01/6.JPEG\t2\nn01/gone.JPEG\n").expect("a list");
+    let source = open(&config(&list)).await;
+    let found: Vec<_> = source.entries().iter().map(|e| (e.key.as_str(), e.label)).collect();
+    assert_eq!(found, [("n01/6.JPEG", Some(2)), ("n01/gone.JPEG", None), ("n02/3.JPEG", Some(7))]);
+    assert_eq!(source.classes().len(), 8);
+    let outcomes = outcomes(&source, vec![0, 1, 2]).await;
+    assert_eq!((images(&outcomes).len(), skips(&outcomes).len()), (2, 1));
+
+    fs::write(&list, "n02/3.JPEG\nn01/6.JPEG\n").expect("a list");
+    assert_eq!(open(&config(&list)).await.classes(), ["n01", "n02"]);
+
+    fs::write(&list, "n02/3.JPEG\tcat\n").expect("a list");
+    let error = Source::open(&config(&list)).await.err().expect("refused").to_string();
+    assert_eq!(
+        error,
+        format!("{}: member line 1: label `cat` is not a whole number", list.display())
+    );
+}
+
+#[tokio::test]
+async fn sources_that_cannot_be_used_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let name = folder.path().display().to_string();
+    let error = async |config: IngestConfig| {
+        Source::open(&config).await.err().expect("refused").to_string()
+    };
+    let gone = folder.path().join("gone");
+    assert_eq!(
+        error(config(&gone)).await,
+        format!("source {}: there is no such file or folder", gone.display())
+    );
+    assert_eq!(error(config(folder.path())).await, format!("source {name}: it holds no images"));
+    assert_eq!(
+        error(IngestConfig { size: 0, ..config(folder.path()) }).await,
+        "data.size: 0 is outside 1..=8192"
+    );
+    class_folders(folder.path());
+    assert_eq!(
+        error(IngestConfig { entries_max: 4, ..config(folder.path()) }).await,
+        format!("source {name}: more than entries_max = 4 entries")
+    );
+    let source = open(&config(folder.path())).await;
+    let results: Vec<_> = source.stream(vec![0, 13]).collect().await;
+    assert!(matches!(results[..], [Err(IngestError::Index { index: 13, count: 13 })]));
+}

@@ -1,46 +1,45 @@
 //! Solvers, guidance, image sets and their scores.
 //!
-//! Enters: the noise of a pyramid's levels and a velocity function, usually a trained network
-//! behind [`guided`]. Leaves: sampled levels with their cost ([`Sampled`]), image sets on disk
-//! ([`images`]) and scores. The principal type is [`Segments`], which integrates coarse levels
-//! first and lets finer ones join on the way; a [`Solver`] says how.
+//! Enters: a flow path, the noise of a pyramid's levels and a velocity function, usually a trained
+//! network behind [`guided`]. Leaves: sampled levels with their cost, image sets on disk
+//! ([`images`]) and scores. The principal type is [`Solver`]; [`sample_pyramid`] runs it segment by
+//! segment, coarse levels first, and returns a [`Sampled`].
 //!
 //! ```
-//! use candle_core::{Device, Tensor};
-//! use lapflow_sample::{Dopri5, Query, Segments, Solver, noise::image_noise};
+//! use candle_core::{DType, Device};
+//! use lapflow_model::flow::{FlowConfig, Path, image_rng};
+//! use lapflow_model::net::{Geometry, ModelConfig, Transformer};
+//! use lapflow_model::{Params, pyramid};
+//! use lapflow_sample::{Dopri5, Guidance, Solver, guided, network, sample_pyramid};
 //!
-//! // Two levels; the data is the constant 0.5, to which the linear path flows straight.
-//! let starts = [0.5, 0.0];
-//! let mut velocity = |query: &Query| {
-//!     let finest = starts.len() - query.levels.len();
-//!     let to_data = |(x, start): (&Tensor, &f64)| -> candle_core::Result<Tensor> {
-//!         let t = Tensor::new(query.times, x.device())?.to_dtype(x.dtype())?.reshape(((), 1, 1, 1))?;
-//!         let data = (t.affine(1.0, -start)? * (0.5 / (1.0 - start)))?;
-//!         let noise = x.broadcast_sub(&data)?.broadcast_div(&t.affine(-1.0, 1.0 + 1e-9)?)?;
-//!         noise.affine(-1.0, 0.5 / (1.0 - start))
-//!     };
-//!     Ok(query.levels.iter().zip(&starts[finest..]).map(to_data).collect::<Result<_, _>>()?)
-//! };
-//! let fine = image_noise(7, &[0, 1], 0, (3, 4, 4), &Device::Cpu)?;
-//! let coarse = image_noise(7, &[0, 1], 1, (3, 2, 2), &Device::Cpu)?;
-//! let segments = Segments::new(&starts, |t| 1.0 - t)?;
+//! let geometry = Geometry { channels: 3, height: 8, width: 8, levels: 2, classes: 10 };
+//! let config = ModelConfig { width: Some(32), depth: Some(1), heads: Some(2), ..Default::default() };
+//! let (net, _) = Params::init(7, DType::F32, &Device::Cpu, |scope| {
+//!     Transformer::new(scope, &config, &geometry)
+//! })?;
+//!
+//! let path = Path::new(&FlowConfig::default())?;
+//! let mut rngs = [image_rng(7, 0), image_rng(7, 1)];
+//! let noise = path.draw_noise(&mut rngs, [3, 8, 8], &Device::Cpu)?;
+//! let labels = [4, 9];
+//! let guidance = Guidance { scale: 1.5, ..Default::default() };
+//! let mut velocity = guided(network(&net), &labels, 10, guidance);
+//!
 //! let solver = Solver::Dopri5(Dopri5::default());
-//! let sampled = segments.sample(&solver, &[fine, coarse], &mut velocity)?;
-//!
-//! let pixels: Vec<f32> = sampled.levels[0].flatten_all()?.to_vec1()?;
-//! assert!(pixels.iter().all(|v| (v - 0.5).abs() < 1e-3));
-//! println!("evaluations of each sample: {:?}", sampled.evaluations());
+//! let sampled = sample_pyramid(&path, &solver, &noise, &mut velocity)?;
+//! let images = pyramid::merge(&sampled.levels)?;
+//! assert_eq!(images.dims(), [2, 3, 8, 8]);
+//! println!("evaluations of each image: {:?}", sampled.evaluations());
 //! # Ok::<(), lapflow_sample::SampleError>(())
 //! ```
 
 pub mod error;
 pub mod guidance;
 pub mod images;
-pub mod noise;
 pub mod segments;
 pub mod solver;
 
 pub use error::{Result, SampleError};
-pub use guidance::{Guidance, guided};
-pub use segments::{Sampled, Segments};
+pub use guidance::{Guidance, guided, network};
+pub use segments::{Sampled, sample_pyramid};
 pub use solver::{Dopri5, Query, Solver};

@@ -6,15 +6,7 @@
 use crate::error::{Result, SampleError};
 use crate::solver::{Solver, StepSizes, Velocity};
 use candle_core::Tensor;
-
-/// When each level joins and at what noise: the part of a flow that sampling needs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Segments {
-    /// Start time S_k of each level, finest first, strictly falling to 0.
-    starts: Vec<f64>,
-    /// Noise scale sigma(S_k) of each level at its start.
-    sigmas: Vec<f64>,
-}
+use lapflow_model::flow::Path;
 
 /// One integration with a fixed set of active levels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,89 +41,78 @@ pub struct Sampled {
     pub costs: Vec<SegmentCost>,
 }
 
-impl Segments {
-    /// Segments of levels that start at `starts` (finest first, the last 0) under the noise scale
-    /// `sigma(t)`.
-    ///
-    /// # Errors
-    /// When the starts do not fall strictly from below 1 to 0.
-    pub fn new(starts: &[f64], sigma: impl Fn(f64) -> f64) -> Result<Self> {
-        let falling = starts.windows(2).all(|pair| pair[0] > pair[1]);
-        let inside = starts.first().is_some_and(|s| *s < 1.0) && starts.last() == Some(&0.0);
-        if !(falling && inside) {
-            return Err(SampleError::setting(
-                "starts",
-                format!("{starts:?} do not fall from below 1 to 0"),
-            ));
-        }
-        Ok(Self { starts: starts.to_vec(), sigmas: starts.iter().map(|s| sigma(*s)).collect() })
-    }
+/// The segments of `path` in the order of time.
+pub fn segments(path: &Path) -> impl Iterator<Item = Segment> + '_ {
+    (0..path.levels()).rev().map(|level| {
+        let (start, end) = path.segment(level);
+        Segment { level, start, end }
+    })
+}
 
-    /// The segments in the order of time.
-    pub fn iter(&self) -> impl Iterator<Item = Segment> + '_ {
-        (0..self.starts.len()).rev().map(|level| Segment {
-            level,
-            start: self.starts[level],
-            end: if level == 0 { 1.0 } else { self.starts[level - 1] },
-        })
-    }
+/// Integrates from `noise` (finest level first) to t = 1.
+///
+/// Each segment brings in its level as sigma(S_k) times the level's noise, and integrates all
+/// active levels jointly to the next level's start.
+///
+/// # Errors
+/// When the noise has another number of levels, or the solver fails.
+pub fn sample_pyramid(
+    path: &Path,
+    solver: &Solver,
+    noise: &[Tensor],
+    velocity: &mut Velocity,
+) -> Result<Sampled> {
+    sample_through(path, solver, noise, velocity, &[], |_, _| Ok(()))
+}
 
-    /// Integrates from `noise` (finest level first) to t = 1.
-    ///
-    /// Each segment brings in its level as sigma(S_k) times the level's noise, and integrates all
-    /// active levels jointly to the next level's start.
-    ///
-    /// # Errors
-    /// When the noise has another number of levels, or the solver fails.
-    pub fn sample(
-        &self,
-        solver: &Solver,
-        noise: &[Tensor],
-        velocity: &mut Velocity,
-    ) -> Result<Sampled> {
-        self.sample_through(solver, noise, velocity, &[], |_, _| Ok(()))
+/// [`sample_pyramid`] that shows the active levels at each of `times` on the way.
+///
+/// A time inside a segment divides its integration there; a time at which a level joins shows the
+/// state before it.
+///
+/// # Errors
+/// As [`sample_pyramid`], and what `show` returns.
+pub fn sample_through(
+    path: &Path,
+    solver: &Solver,
+    noise: &[Tensor],
+    velocity: &mut Velocity,
+    times: &[f64],
+    mut show: impl FnMut(f64, &[Tensor]) -> Result<()>,
+) -> Result<Sampled> {
+    if noise.len() != path.levels() {
+        let reason = format!("has {} levels, not {}", noise.len(), path.levels());
+        return Err(SampleError::setting("noise", reason));
     }
-
-    /// [`Segments::sample`] that shows the active levels at each of `times` on the way.
-    ///
-    /// A time inside a segment divides its integration there; a time at which a level joins shows
-    /// the state before it.
-    pub fn sample_through(
-        &self,
-        solver: &Solver,
-        noise: &[Tensor],
-        velocity: &mut Velocity,
-        times: &[f64],
-        mut show: impl FnMut(f64, &[Tensor]) -> Result<()>,
-    ) -> Result<Sampled> {
-        if noise.len() != self.starts.len() {
-            let (levels, wanted) = (noise.len(), self.starts.len());
-            return Err(SampleError::setting("noise", format!("{levels} levels, not {wanted}")));
-        }
-        let mut steps = StepSizes::default();
-        let mut levels: Vec<Tensor> = Vec::new();
-        let mut costs = Vec::new();
-        for segment in self.iter() {
-            levels.insert(0, (&noise[segment.level] * self.sigmas[segment.level])?);
-            let mut stops: Vec<f64> = times.to_vec();
-            stops.retain(|t| *t > segment.start && *t <= segment.end);
-            if stops.last() != Some(&segment.end) {
-                stops.push(segment.end);
+    let mut steps = StepSizes::default();
+    let mut levels: Vec<Tensor> = Vec::new();
+    let mut costs = Vec::new();
+    for segment in segments(path) {
+        levels.insert(0, (&noise[segment.level] * path.sigma(segment.start))?);
+        let mut cost = SegmentCost::none(segment, noise[0].dim(0)?);
+        let mut start = segment.start;
+        for stop in segment.stops(times) {
+            let part = solver.integrate(velocity, levels, (start, stop), &mut steps)?;
+            cost.add(&part.evaluations, &part.rejected, part.calls);
+            levels = part.state;
+            start = stop;
+            if times.contains(&stop) {
+                show(stop, &levels)?;
             }
-            let mut cost = SegmentCost::none(segment, noise[0].dim(0)?);
-            let mut start = segment.start;
-            for stop in stops {
-                let part = solver.integrate(velocity, levels, (start, stop), &mut steps)?;
-                cost.add(&part.evaluations, &part.rejected, part.calls);
-                levels = part.state;
-                start = stop;
-                if times.contains(&stop) {
-                    show(stop, &levels)?;
-                }
-            }
-            costs.push(cost);
         }
-        Ok(Sampled { levels, costs })
+        costs.push(cost);
+    }
+    Ok(Sampled { levels, costs })
+}
+
+impl Segment {
+    /// The given `times` inside the segment, ascending, and its end.
+    fn stops(&self, times: &[f64]) -> Vec<f64> {
+        let mut stops: Vec<f64> =
+            times.iter().copied().filter(|t| *t > self.start && *t < self.end).collect();
+        stops.sort_by(f64::total_cmp);
+        stops.push(self.end);
+        stops
     }
 }
 

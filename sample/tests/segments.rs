@@ -1,9 +1,10 @@
 //! Segmented sampling of a Gaussian, whose flow is known, and guidance.
 
 use candle_core::{Device, Result as TensorResult, Tensor};
-use lapflow_sample::noise::image_noise;
+use lapflow_model::flow::{FlowConfig, Path, image_rng};
+use lapflow_sample::segments::{sample_pyramid, sample_through};
 use lapflow_sample::solver::{Control, Dopri5, Grid, Method, Query, StepSizes};
-use lapflow_sample::{Guidance, Segments, Solver, guided};
+use lapflow_sample::{Guidance, Sampled, Solver, guided};
 
 const STARTS: [f64; 3] = [0.67, 0.33, 0.0];
 /// Mean and standard deviation of the data at each level.
@@ -35,9 +36,17 @@ fn velocity(query: &Query) -> lapflow_model::Result<Vec<Tensor>> {
     Ok(out)
 }
 
+fn path() -> Path {
+    Path::new(&FlowConfig { levels: 3, ..Default::default() }).unwrap()
+}
+
 fn noise(ids: &[u64]) -> Vec<Tensor> {
-    let shape = |k: usize| (2, 8 >> k, 8 >> k);
-    (0..3).map(|k| image_noise(3, ids, k as u8, shape(k), &Device::Cpu).unwrap()).collect()
+    let mut rngs: Vec<_> = ids.iter().map(|id| image_rng(3, *id)).collect();
+    path().draw_noise(&mut rngs, [2, 8, 8], &Device::Cpu).unwrap()
+}
+
+fn sample(solver: &Solver, noise: &[Tensor]) -> Sampled {
+    sample_pyramid(&path(), solver, noise, &mut velocity).unwrap()
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -46,7 +55,6 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 
 #[test]
 fn every_solver_carries_noise_to_the_data() {
-    let segments = Segments::new(&STARTS, |t| 1.0 - t).unwrap();
     let dopri5 = |control| Solver::Dopri5(Dopri5 { control, ..Default::default() });
     let fixed = |method| Solver::Fixed(method, Grid::Shifted { steps: 200, shift: 0.8 });
     for (solver, bound) in [
@@ -57,7 +65,7 @@ fn every_solver_carries_noise_to_the_data() {
         (fixed(Method::Euler), 1e-1),
     ] {
         let noise = noise(&[0, 1, 2, 3]);
-        let sampled = segments.sample(&solver, &noise, &mut velocity).unwrap();
+        let sampled = sample(&solver, &noise);
         for (k, (mean, std)) in DATA.iter().enumerate() {
             for (end, start) in values(&sampled.levels[k]).iter().zip(values(&noise[k])) {
                 let wanted = *mean + *std * f64::from(start);
@@ -73,7 +81,6 @@ fn every_solver_carries_noise_to_the_data() {
 
 #[test]
 fn the_way_can_be_watched() {
-    let segments = Segments::new(&STARTS, |t| 1.0 - t).unwrap();
     let solver = Solver::Dopri5(Dopri5::default());
     let mut shown = Vec::new();
     let show = |t: f64, levels: &[Tensor]| {
@@ -82,9 +89,9 @@ fn the_way_can_be_watched() {
     };
     let noise = noise(&[5]);
     let times = [0.2, 0.33, 0.5, 1.0];
-    let watched = segments.sample_through(&solver, &noise, &mut velocity, &times, show).unwrap();
+    let watched = sample_through(&path(), &solver, &noise, &mut velocity, &times, show).unwrap();
     assert_eq!(shown, [(0.2, 1), (0.33, 1), (0.5, 2), (1.0, 3)]);
-    let plain = segments.sample(&solver, &noise, &mut velocity).unwrap();
+    let plain = sample(&solver, &noise);
     for (a, b) in values(&watched.levels[0]).iter().zip(values(&plain.levels[0])) {
         assert!((a - b).abs() < 1e-4);
     }
@@ -92,11 +99,9 @@ fn the_way_can_be_watched() {
 
 #[test]
 fn an_image_does_not_depend_on_its_batch() {
-    let segments = Segments::new(&STARTS, |t| 1.0 - t).unwrap();
     let solver = Solver::Dopri5(Dopri5::default());
-    let sample = |ids: &[u64]| segments.sample(&solver, &noise(ids), &mut velocity).unwrap();
-    let together = sample(&[4, 9, 7]);
-    let alone = sample(&[9]);
+    let together = sample(&solver, &noise(&[4, 9, 7]));
+    let alone = sample(&solver, &noise(&[9]));
     assert_eq!(alone.evaluations()[0], together.evaluations()[1]);
     for (a, b) in alone.levels.iter().zip(&together.levels) {
         assert_eq!(values(a), values(&b.narrow(0, 1, 1).unwrap()));
@@ -104,13 +109,10 @@ fn an_image_does_not_depend_on_its_batch() {
 }
 
 #[test]
-fn bad_starts_are_refused() {
-    for starts in [&[][..], &[0.5], &[0.0, 0.5], &[0.5, 0.5, 0.0], &[1.0, 0.0]] {
-        assert!(Segments::new(starts, |t| 1.0 - t).is_err(), "{starts:?}");
-    }
-    let two = Segments::new(&[0.5, 0.0], |t| 1.0 - t).unwrap();
-    let error = two.sample(&Solver::Dopri5(Dopri5::default()), &noise(&[0]), &mut velocity);
-    assert!(error.unwrap_err().to_string().contains("3 levels, not 2"));
+fn noise_of_other_levels_is_refused() {
+    let solver = Solver::Dopri5(Dopri5::default());
+    let error = sample_pyramid(&path(), &solver, &noise(&[0])[1..], &mut velocity);
+    assert!(error.unwrap_err().to_string().contains("2 levels, not 3"));
 }
 
 /// A network whose velocity tells its label and time: x * label + t.

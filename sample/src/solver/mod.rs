@@ -114,7 +114,9 @@ impl<'a, 'v> Counter<'a, 'v> {
         for &sample in samples {
             self.evaluations[sample] += 1;
         }
-        Ok((self.velocity)(&Query { levels, times, samples })?)
+        let slopes = (self.velocity)(&Query { levels, times, samples })?;
+        // A network's parameters are variables: a solution must not keep the graph of all steps.
+        Ok(slopes.iter().map(Tensor::detach).collect())
     }
 
     fn solution(self, state: Vec<Tensor>) -> Solution {

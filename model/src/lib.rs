@@ -31,12 +31,14 @@
 //! # }
 //! ```
 
+pub mod autoencoder;
 pub mod error;
 pub mod flow;
 pub mod kernels;
 pub mod net;
 pub mod params;
 pub mod pyramid;
+pub mod weights;
 
 pub use error::{ModelError, Result};
 pub use params::{Init, Params, Scope};

@@ -20,6 +20,7 @@ pub struct Params {
     origin: Origin,
     device: Device,
     dtype: DType,
+    frozen: bool,
 }
 
 /// Where parameter values come from.
@@ -55,7 +56,8 @@ impl Params {
         device: &Device,
         build: impl FnOnce(&Scope) -> Result<T>,
     ) -> Result<(T, Self)> {
-        Self::build(Origin::Seed(Box::new(ChaCha8Rng::seed_from_u64(seed))), dtype, device, build)
+        let origin = Origin::Seed(Box::new(ChaCha8Rng::seed_from_u64(seed)));
+        Self::build(origin, dtype, device, false, build)
     }
 
     /// Builds a network from `weights`; absent, surplus and misshapen keys are errors that name them.
@@ -65,13 +67,31 @@ impl Params {
         device: &Device,
         build: impl FnOnce(&Scope) -> Result<T>,
     ) -> Result<(T, Self)> {
-        let (net, params) = Self::build(Origin::Weights(weights), dtype, device, build)?;
-        match &params.origin {
+        let (net, params) = Self::build(Origin::Weights(weights), dtype, device, false, build)?;
+        params.all_used()?;
+        Ok((net, params))
+    }
+
+    /// Like [`Params::load`] for a network that is not trained: its parameters are plain tensors,
+    /// so no operation is recorded for a backward pass and activations are freed as it runs.
+    pub fn frozen<T>(
+        weights: BTreeMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+        build: impl FnOnce(&Scope) -> Result<T>,
+    ) -> Result<T> {
+        let (net, params) = Self::build(Origin::Weights(weights), dtype, device, true, build)?;
+        params.all_used()?;
+        Ok(net)
+    }
+
+    fn all_used(&self) -> Result<()> {
+        match &self.origin {
             Origin::Weights(rest) if !rest.is_empty() => Err(ModelError::UnusedKeys {
                 count: rest.len(),
                 first: rest.keys().next().cloned().unwrap_or_default(),
             }),
-            _ => Ok((net, params)),
+            _ => Ok(()),
         }
     }
 
@@ -79,6 +99,7 @@ impl Params {
         origin: Origin,
         dtype: DType,
         device: &Device,
+        frozen: bool,
         build: impl FnOnce(&Scope) -> Result<T>,
     ) -> Result<(T, Self)> {
         let params = Rc::new(RefCell::new(Self {
@@ -87,6 +108,7 @@ impl Params {
             origin,
             device: device.clone(),
             dtype,
+            frozen,
         }));
         let net = build(&Scope { prefix: String::new(), params: params.clone() })?;
         let params = Rc::try_unwrap(params)
@@ -128,7 +150,11 @@ impl Params {
                 found.to_device(&self.device)?
             }
         };
-        let var = Var::from_tensor(&value.to_dtype(self.dtype)?)?;
+        let value = value.to_dtype(self.dtype)?;
+        if self.frozen {
+            return Ok(value);
+        }
+        let var = Var::from_tensor(&value)?;
         let tensor = var.as_tensor().clone();
         self.by_name.insert(name.clone(), self.vars.len());
         self.vars.push((name, var));

@@ -5,6 +5,8 @@
 #![allow(unsafe_code)]
 
 mod attention;
+mod conv2d;
+mod conv2d_im2col;
 mod gelu;
 mod layout;
 mod linear;
@@ -14,6 +16,7 @@ mod residual;
 mod vector;
 
 pub use attention::{Mask, attention};
+pub use conv2d::{ConvGeometry, conv2d};
 pub use gelu::gelu;
 pub use layout::TokenLayout;
 pub use linear::linear;

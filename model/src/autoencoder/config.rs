@@ -1,0 +1,105 @@
+//! Which autoencoder to use, and how one identifies itself.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The `[autoencoder]` section of a config file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AutoencoderConfig {
+    /// `"pixel"`, a weight file, or `[encoder file, decoder file]`. Default `"pixel"`.
+    pub weights: WeightsSource,
+    /// Replaces the scale that the weights state: a model sees `(latents - shift) * scale`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Replaces the shift that the weights state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
+}
+
+/// Where an autoencoder's weights are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Names", into = "Names")]
+pub enum WeightsSource {
+    /// No autoencoder: the images themselves.
+    #[default]
+    Pixel,
+    /// One file with encoder and decoder.
+    File(PathBuf),
+    /// Encoder and decoder in a file each, as the tiny autoencoders are published.
+    Pair {
+        /// The encoder's file.
+        encoder: PathBuf,
+        /// The decoder's file.
+        decoder: PathBuf,
+    },
+}
+
+/// [`WeightsSource`] as a config file writes it.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Names {
+    One(String),
+    Two([PathBuf; 2]),
+}
+
+impl From<Names> for WeightsSource {
+    fn from(names: Names) -> Self {
+        match names {
+            Names::One(name) if name == "pixel" => Self::Pixel,
+            Names::One(path) => Self::File(path.into()),
+            Names::Two([encoder, decoder]) => Self::Pair { encoder, decoder },
+        }
+    }
+}
+
+impl From<WeightsSource> for Names {
+    fn from(source: WeightsSource) -> Self {
+        match source {
+            WeightsSource::Pixel => Self::One("pixel".into()),
+            WeightsSource::File(path) => Self::One(path.to_string_lossy().into_owned()),
+            WeightsSource::Pair { encoder, decoder } => Self::Two([encoder, decoder]),
+        }
+    }
+}
+
+/// The kinds of autoencoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Architecture {
+    /// The images themselves.
+    Pixel,
+    /// The TAESD family.
+    Tiny,
+}
+
+/// What tells one autoencoder's latents from another's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The kind of network.
+    pub architecture: Architecture,
+    /// SHA-256 of the weight file; of both files' digests one after the other when there are two;
+    /// `None` without weights.
+    pub sha256: Option<String>,
+    /// Latent channels.
+    pub channels: usize,
+    /// Image pixels a latent pixel, in each direction.
+    pub factor: usize,
+    /// A model sees `(latents - shift) * scale`.
+    pub scale: f64,
+    /// See `scale`.
+    pub shift: f64,
+}
+
+impl Identity {
+    /// Of images used as they are.
+    pub const PIXEL: Self = Self {
+        architecture: Architecture::Pixel,
+        sha256: None,
+        channels: 3,
+        factor: 1,
+        scale: 1.0,
+        shift: 0.0,
+    };
+}

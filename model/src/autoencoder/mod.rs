@@ -1,0 +1,118 @@
+//! Autoencoders between images and latents: `AutoencoderKL`, the tiny family, and none at all.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig};
+//!
+//! # fn main() -> lapflow_model::Result<()> {
+//! let config = AutoencoderConfig::default();
+//! let autoencoder = Autoencoder::open(&config, &Device::Cpu)?;
+//! let images = Tensor::zeros((1, 3, 64, 64), DType::F32, &Device::Cpu)?;
+//! let latents = autoencoder.encode(&images)?.mean;
+//! assert_eq!(autoencoder.decode(&latents)?.dims(), images.dims());
+//! # Ok(())
+//! # }
+//! ```
+
+mod config;
+mod layers;
+mod tiny;
+
+pub use config::{Architecture, AutoencoderConfig, Identity, WeightsSource};
+pub use tiny::TinyAutoencoder;
+
+use crate::error::{ModelError, Result};
+use crate::weights::Weights;
+use candle_core::{DType, Device, Tensor};
+
+/// An encoder and decoder ready to run, without gradients.
+pub enum Autoencoder {
+    /// No autoencoder: latents are the images themselves.
+    Pixel,
+    /// A tiny autoencoder of the TAESD family.
+    Tiny(TinyAutoencoder),
+}
+
+/// What an encoder says about an image: a Gaussian a latent value.
+#[derive(Clone, Debug)]
+pub struct Posterior {
+    /// `[B, C, h, w]`.
+    pub mean: Tensor,
+    /// The logarithm of the variance, clamped to [-30, 20]; `None` from a deterministic encoder.
+    pub logvar: Option<Tensor>,
+}
+
+impl Posterior {
+    /// `mean + exp(logvar / 2) noise` for standard normal `noise` of the mean's shape.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        match &self.logvar {
+            Some(logvar) => Ok((&self.mean + (logvar * 0.5)?.exp()?.mul(noise)?)?),
+            None => Ok(self.mean.clone()),
+        }
+    }
+}
+
+impl Autoencoder {
+    /// Loads the autoencoder that `config` names onto `device`.
+    ///
+    /// # Errors
+    /// When a file cannot be read, is no autoencoder that is known here, or lacks a parameter.
+    pub fn open(config: &AutoencoderConfig, device: &Device) -> Result<Self> {
+        match &config.weights {
+            WeightsSource::Pixel => Ok(Self::Pixel),
+            WeightsSource::Pair { encoder, decoder } => {
+                let (encoder, decoder) = (Weights::read(encoder)?, Weights::read(decoder)?);
+                Ok(Self::Tiny(TinyAutoencoder::from_pair(encoder, decoder, config, device)?))
+            }
+            WeightsSource::File(path) => {
+                let weights = Weights::read(path)?;
+                if TinyAutoencoder::recognises(&weights) {
+                    Ok(Self::Tiny(TinyAutoencoder::from_file(weights, config, device)?))
+                } else {
+                    Err(ModelError::weights(path, "holds no autoencoder that lapflow knows"))
+                }
+            }
+        }
+    }
+
+    /// What a dataset records, so that latents meet no other decoder than theirs.
+    pub fn identity(&self) -> &Identity {
+        match self {
+            Self::Pixel => &Identity::PIXEL,
+            Self::Tiny(tiny) => tiny.identity(),
+        }
+    }
+
+    /// Raw latents of `images` `[B, 3, H, W]`, f32 in [-1, 1]; H and W divisible by the factor.
+    ///
+    /// # Errors
+    /// When `images` has another shape or dtype.
+    pub fn encode(&self, images: &Tensor) -> Result<Posterior> {
+        let factor = self.identity().factor;
+        let (_, channels, height, width) = images.dims4()?;
+        if channels != 3 || height % factor != 0 || width % factor != 0 {
+            let wanted = format!("wants [B, 3, H, W] divisible by {factor}");
+            return Err(ModelError::config("autoencoder", format!("{wanted}, got {images:?}")));
+        }
+        match self {
+            Self::Pixel => Ok(Posterior { mean: images.to_dtype(DType::F32)?, logvar: None }),
+            Self::Tiny(tiny) => Ok(Posterior { mean: tiny.encode(images)?, logvar: None }),
+        }
+    }
+
+    /// Images `[B, 3, H, W]`, nominally in [-1, 1], of raw `latents` `[B, C, h, w]` in f32.
+    ///
+    /// # Errors
+    /// When `latents` has another number of channels.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let channels = self.identity().channels;
+        if latents.dims4()?.1 != channels {
+            let wanted = format!("decodes [B, {channels}, h, w]");
+            return Err(ModelError::config("autoencoder", format!("{wanted}, got {latents:?}")));
+        }
+        match self {
+            Self::Pixel => Ok(latents.clone()),
+            Self::Tiny(tiny) => tiny.decode(latents),
+        }
+    }
+}

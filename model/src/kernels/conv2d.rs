@@ -1,0 +1,344 @@
+//! 2-D convolution over channels-last images, with its gradients.
+//!
+//! Images are `[B, H, W, C]` because a pixel's channels then lie side by side: a patch row is one
+//! copy, and every product is a plain matrix product. Weights keep PyTorch's `(out, in, k, k)`.
+
+use super::{conv2d_im2col as im2col, output, values};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+
+/// Stride and zero padding of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvGeometry {
+    /// Step between windows, the same in both directions.
+    pub stride: usize,
+    /// Rows of zeros above and columns of zeros to the left.
+    pub pad_before: usize,
+    /// Rows of zeros below and columns of zeros to the right.
+    pub pad_after: usize,
+}
+
+impl ConvGeometry {
+    /// Stride 1 and the padding that keeps the size, for an odd `kernel`.
+    pub fn same(kernel: usize) -> Self {
+        Self { stride: 1, pad_before: kernel / 2, pad_after: kernel / 2 }
+    }
+}
+
+/// Convolution of `x` `[B, H, W, Cin]` with `weight` `(Cout, Cin, k, k)` and a bias `(Cout)`.
+///
+/// Returns `[B, H', W', Cout]` with `H' = (H + pad_before + pad_after - k) / stride + 1`. On the
+/// CPU (f32) this is the crate's own kernel, on other devices Candle's.
+///
+/// # Errors
+/// When the shapes do not fit or the window is larger than the padded image.
+pub fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: ConvGeometry,
+) -> Result<Tensor> {
+    let op = Conv2dOp { shape: ConvShape::new(x, weight, geometry)? };
+    if !x.device().is_cpu() {
+        return conv2d_candle(x, weight, bias, geometry);
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) if bias.dims() != [op.shape.channels_out] => {
+            bail!("conv2d: bias {:?} for weight {:?}", bias.shape(), weight.shape())
+        }
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
+        None => x.apply_op2(&weight, op),
+    }
+}
+
+/// The same by Candle's channels-first convolution.
+fn conv2d_candle(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: ConvGeometry,
+) -> Result<Tensor> {
+    let ConvGeometry { stride, pad_before, pad_after } = geometry;
+    let x = x
+        .permute((0, 3, 1, 2))?
+        .pad_with_zeros(D::Minus1, pad_before, pad_after)?
+        .pad_with_zeros(D::Minus2, pad_before, pad_after)?;
+    let y = x.conv2d(weight, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => y.contiguous(),
+    }
+}
+
+/// All sizes of one convolution. Pixels outside the image count as zeros, so the padding behind
+/// the image follows from the size of the output.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ConvShape {
+    pub batch: usize,
+    pub height: usize,
+    pub width: usize,
+    pub channels_in: usize,
+    pub height_out: usize,
+    pub width_out: usize,
+    pub channels_out: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    pub pad_before: usize,
+}
+
+impl ConvShape {
+    fn new(x: &Tensor, weight: &Tensor, geometry: ConvGeometry) -> Result<Self> {
+        let (batch, height, width, channels_in) = x.dims4()?;
+        let (channels_out, weight_in, kernel, kernel_width) = weight.dims4()?;
+        let ConvGeometry { stride, pad_before, pad_after } = geometry;
+        let (padded_height, padded_width) =
+            (height + pad_before + pad_after, width + pad_before + pad_after);
+        if weight_in != channels_in
+            || kernel != kernel_width
+            || kernel > padded_height.min(padded_width)
+            || pad_before >= kernel
+            || stride == 0
+        {
+            bail!(
+                "conv2d: x {:?} (B, H, W, C) does not fit weight {:?} with {geometry:?}",
+                x.shape(),
+                weight.shape()
+            );
+        }
+        Ok(Self {
+            batch,
+            height,
+            width,
+            channels_in,
+            height_out: (padded_height - kernel) / stride + 1,
+            width_out: (padded_width - kernel) / stride + 1,
+            channels_out,
+            kernel,
+            stride,
+            pad_before,
+        })
+    }
+
+    /// The convolution that carries this one's gradient back to its input: the kernel is turned by
+    /// 180 degrees, and `stride - 1` zeros lie between the gradient's pixels.
+    fn transposed(&self) -> Self {
+        Self {
+            height: (self.height_out - 1) * self.stride + 1,
+            width: (self.width_out - 1) * self.stride + 1,
+            channels_in: self.channels_out,
+            height_out: self.height,
+            width_out: self.width,
+            channels_out: self.channels_in,
+            stride: 1,
+            pad_before: self.kernel - 1 - self.pad_before,
+            ..*self
+        }
+    }
+
+    /// Output pixels of the whole batch.
+    pub fn pixels_out(&self) -> usize {
+        self.batch * self.height_out * self.width_out
+    }
+
+    fn output(&self) -> [usize; 4] {
+        [self.batch, self.height_out, self.width_out, self.channels_out]
+    }
+}
+
+struct Conv2dOp {
+    shape: ConvShape,
+}
+
+impl Conv2dOp {
+    fn forward(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = im2col::forward(x, weight, bias, &self.shape);
+        output(y, self.shape.output().as_slice())
+    }
+
+    fn backward(&self, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+        let grad = grad.contiguous()?;
+        let turned = weight.transpose(0, 1)?.flip(&[2, 3])?.contiguous()?;
+        let transposed = Conv2dOp { shape: self.shape.transposed() };
+        let grad_x = dilate(&grad, self.shape.stride)?.apply_op2_no_bwd(&turned, &transposed)?;
+        let grad_weight = x.apply_op2_no_bwd(&grad, &GradWeightOp { shape: self.shape })?;
+        Ok((grad_x, grad_weight))
+    }
+}
+
+/// `[B, (H - 1) stride + 1, (W - 1) stride + 1, C]`: `stride - 1` zeros between pixels.
+fn dilate(x: &Tensor, stride: usize) -> Result<Tensor> {
+    if stride == 1 {
+        return Ok(x.clone());
+    }
+    let (batch, height, width, channels) = x.dims4()?;
+    x.reshape((batch, height, 1, width, 1, channels))?
+        .pad_with_zeros(2, 0, stride - 1)?
+        .pad_with_zeros(4, 0, stride - 1)?
+        .reshape((batch, height * stride, width * stride, channels))?
+        .narrow(1, 0, (height - 1) * stride + 1)?
+        .narrow(2, 0, (width - 1) * stride + 1)?
+        .contiguous()
+}
+
+impl CustomOp2 for Conv2dOp {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = values("conv2d", x, x_layout)?;
+        self.forward(x, values("conv2d", weight, weight_layout)?, None)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (grad_x, grad_weight) = self.backward(x, weight, grad)?;
+        Ok((Some(grad_x), Some(grad_weight)))
+    }
+}
+
+impl CustomOp3 for Conv2dOp {
+    fn name(&self) -> &'static str {
+        "conv2d_bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = values("conv2d", x, x_layout)?;
+        let bias = values("conv2d", bias, bias_layout)?;
+        self.forward(x, values("conv2d", weight, weight_layout)?, Some(bias))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _bias: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (grad_x, grad_weight) = self.backward(x, weight, grad)?;
+        let grad_bias = grad.flatten_to(2)?.sum(0)?;
+        Ok((Some(grad_x), Some(grad_weight), Some(grad_bias)))
+    }
+}
+
+/// The gradient of the weight from the input and the output's gradient.
+struct GradWeightOp {
+    shape: ConvShape,
+}
+
+impl CustomOp2 for GradWeightOp {
+    fn name(&self) -> &'static str {
+        "conv2d_grad_weight"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ConvShape { channels_in, channels_out, kernel, .. } = self.shape;
+        let x = values(self.name(), x, x_layout)?;
+        let grad = values(self.name(), grad, grad_layout)?;
+        let grad_weight = im2col::grad_weight(x, grad, &self.shape);
+        output(grad_weight, (channels_out, channels_in, kernel, kernel))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    fn random(rng: &mut ChaCha8Rng, shape: &[usize]) -> Var {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|_| rng.random_range(-1.0..1.0)).collect();
+        Var::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn assert_close(what: &str, actual: &Tensor, expected: &Tensor) {
+        assert_eq!(actual.dims(), expected.dims(), "{what}");
+        let largest = |x: &Tensor| {
+            x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        let error = largest(&(actual - expected).unwrap()) / largest(expected).max(1e-6);
+        assert!(error < 2e-5, "{what}: {error}");
+    }
+
+    /// Forward and all gradients against Candle's convolution, on drawn sizes.
+    #[test]
+    fn agrees_with_candle() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        for case in 0..40 {
+            let kernel = [1, 3, 3, 5][case % 4];
+            let pad = |rng: &mut ChaCha8Rng| rng.random_range(0..kernel);
+            let geometry = ConvGeometry {
+                stride: rng.random_range(1..=2),
+                pad_before: pad(&mut rng),
+                pad_after: pad(&mut rng),
+            };
+            let [b, h, w] = [1..4, 5..20, 5..20].map(|range| rng.random_range(range));
+            let [c_in, c_out] = [1..70, 1..40].map(|range| rng.random_range(range));
+            let x = random(&mut rng, &[b, h, w, c_in]);
+            let weight = random(&mut rng, &[c_out, c_in, kernel, kernel]);
+            let bias = random(&mut rng, &[c_out]);
+            let bias = (case % 3 > 0).then_some(bias.as_tensor());
+            let actual = conv2d(&x, &weight, bias, geometry).unwrap();
+            let expected = conv2d_candle(&x, &weight, bias, geometry).unwrap();
+            let what = format!("{:?} * {:?}, {geometry:?}", x.dims(), weight.dims());
+            assert_close(&what, &actual, &expected);
+
+            let seed = random(&mut rng, actual.dims());
+            let grads = |y: &Tensor| (y * seed.as_tensor()).unwrap().sum_all().unwrap().backward();
+            let (actual, expected) = (grads(&actual).unwrap(), grads(&expected).unwrap());
+            for (name, var) in
+                [("x", Some(x.as_tensor())), ("weight", Some(&weight)), ("bias", bias)]
+            {
+                let Some(var) = var else { continue };
+                let (actual, expected) = (actual.get(var).unwrap(), expected.get(var).unwrap());
+                assert_close(&format!("gradient of {name}, {what}"), actual, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn misfits_are_errors() {
+        let zeros = |shape: [usize; 4]| {
+            Tensor::zeros(&shape, candle_core::DType::F32, &Device::Cpu).unwrap()
+        };
+        let (x, weight) = (zeros([1, 4, 4, 3]), zeros([8, 4, 3, 3]));
+        let error = conv2d(&x, &weight, None, ConvGeometry::same(3)).unwrap_err().to_string();
+        assert!(error.contains("does not fit weight [8, 4, 3, 3]"), "{error}");
+        let wide = zeros([8, 3, 7, 7]);
+        let none = ConvGeometry { stride: 1, pad_before: 0, pad_after: 0 };
+        assert!(conv2d(&x, &wide, None, none).is_err());
+    }
+}

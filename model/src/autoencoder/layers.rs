@@ -1,9 +1,9 @@
 //! The layers of convolutional autoencoders, over channels-last images `[B, H, W, C]`.
 
 use crate::error::Result;
-use crate::kernels::{ConvGeometry, conv2d};
+use crate::kernels::{Activation, ConvGeometry, conv2d, group_norm};
 use crate::params::{Init, Scope};
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
 /// A square convolution.
 pub struct Conv2d {
@@ -41,7 +41,7 @@ impl Conv2d {
     }
 }
 
-/// Group normalisation with affine parameters.
+/// Group normalisation with affine parameters, and the activation behind it.
 pub struct GroupNorm {
     weight: Tensor,
     bias: Tensor,
@@ -58,13 +58,9 @@ impl GroupNorm {
     }
 
     /// `[B, H, W, C]` to the same; statistics per image and group of channels.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, h, w, c) = x.dims4()?;
-        let x = x.reshape((b, h * w, self.groups, c / self.groups))?;
-        let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?.mean_keepdim(1)?)?;
-        let variance = x.sqr()?.mean_keepdim(D::Minus1)?.mean_keepdim(1)?;
-        let x = x.broadcast_div(&(variance + self.eps)?.sqrt()?)?.reshape((b, h, w, c))?;
-        Ok(x.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?)
+    pub fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let Self { weight, bias, groups, eps } = self;
+        Ok(group_norm(x, weight, bias, *groups, *eps, activation)?)
     }
 }
 

@@ -6,7 +6,7 @@
 use super::config::{Architecture, AutoencoderConfig, Identity};
 use super::layers::{Conv2d, GroupNorm, channels_first, channels_last, upsample};
 use crate::error::{ModelError, Result};
-use crate::kernels::ConvGeometry;
+use crate::kernels::{Activation, ConvGeometry};
 use crate::params::{Params, Scope};
 use crate::weights::Weights;
 use candle_core::{DType, Device, Tensor};
@@ -237,7 +237,7 @@ impl Pool {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.norm.forward(&self.expand.forward(x)?)?;
+        let y = self.norm.forward(&self.expand.forward(x)?, Activation::None)?;
         self.contract.forward(&y.relu()?)
     }
 }

@@ -1,0 +1,408 @@
+//! Group normalisation of channels-last images with the SiLU that follows it, in two passes.
+
+use super::vector::{exp, vectorized};
+use super::{output, values};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+/// Values that one task reads; partial sums are f32 within it and f64 beyond.
+const CHUNK_VALUES: usize = 1 << 15;
+
+/// What follows the normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// `activation(weight * (x - mean) / sqrt(variance + eps) + bias)` for `x` `[B, H, W, C]`.
+///
+/// Mean and variance are per image and group of `C / groups` channels; `weight` and `bias` are
+/// `(C)`. On the CPU (f32) this is the crate's own kernel, elsewhere Candle operations.
+///
+/// # Errors
+/// When the shapes do not fit or `groups` does not divide the channels.
+pub fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (_, _, _, channels) = x.dims4()?;
+    if groups == 0
+        || channels % groups != 0
+        || weight.dims() != [channels]
+        || bias.dims() != [channels]
+    {
+        bail!("group_norm: {groups} groups of {:?} with {:?}", x.shape(), weight.shape());
+    }
+    if !x.device().is_cpu() {
+        return group_norm_candle(x, weight, bias, groups, eps, activation);
+    }
+    let op = GroupNormOp { groups, eps, activation };
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+}
+
+/// The same by Candle operations.
+fn group_norm_candle(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (b, h, w, c) = x.dims4()?;
+    let x = x.reshape((b, h * w, groups, c / groups))?;
+    let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?.mean_keepdim(1)?)?;
+    let variance = x.sqr()?.mean_keepdim(D::Minus1)?.mean_keepdim(1)?;
+    let x = x.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape((b, h, w, c))?;
+    let y = x.broadcast_mul(weight)?.broadcast_add(bias)?;
+    match activation {
+        Activation::None => Ok(y),
+        Activation::Silu => y.silu(),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GroupNormOp {
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+}
+
+/// Mean and reciprocal standard deviation, repeated for each channel of a group.
+struct Moments {
+    mean: Vec<f32>,
+    rstd: Vec<f32>,
+}
+
+impl CustomOp3 for GroupNormOp {
+    fn name(&self) -> &'static str {
+        "group_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = values(self.name(), x, x_layout)?;
+        let weight = values(self.name(), weight, weight_layout)?;
+        let bias = values(self.name(), bias, bias_layout)?;
+        let images = x_layout.dims()[0].max(1);
+        let mut y = vec![0f32; x.len()];
+        let image_values = (x.len() / images).max(1);
+        for (x, y) in x.chunks_exact(image_values).zip(y.chunks_exact_mut(image_values)) {
+            self.forward_image(x, weight, bias, y);
+        }
+        output(y, x_layout.shape())
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (device, channels) = (x.device(), weight.elem_count());
+        let grad = grad.contiguous()?;
+        let images = x.dims()[0].max(1);
+        let image_values = (x.elem_count() / images).max(1);
+        let mut grad_x = vec![0f32; x.elem_count()];
+        let (mut grad_weight, mut grad_bias) = (vec![0f32; channels], vec![0f32; channels]);
+        with_values([x, weight, bias, &grad], |[x, weight, bias, grad]| {
+            let images = x.chunks_exact(image_values).zip(grad.chunks_exact(image_values));
+            for ((x, grad), grad_x) in images.zip(grad_x.chunks_exact_mut(image_values)) {
+                let sums = self.backward_image(x, weight, bias, grad, grad_x);
+                for c in 0..channels {
+                    grad_bias[c] += sums[c] as f32;
+                    grad_weight[c] += sums[channels + c] as f32;
+                }
+            }
+        })?;
+        Ok((
+            Some(Tensor::from_vec(grad_x, x.shape(), device)?),
+            Some(Tensor::from_vec(grad_weight, channels, device)?),
+            Some(Tensor::from_vec(grad_bias, channels, device)?),
+        ))
+    }
+}
+
+impl GroupNormOp {
+    fn forward_image(&self, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+        let channels = weight.len();
+        let Moments { mean, rstd } = self.moments(x, channels);
+        let scale: Vec<f32> = rstd.iter().zip(weight).map(|(rstd, w)| rstd * w).collect();
+        let shift: Vec<f32> =
+            bias.iter().zip(&mean).zip(&scale).map(|((b, mean), scale)| b - mean * scale).collect();
+        let chunk = chunk_values(channels);
+        y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(y, x)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                        for c in 0..channels {
+                            let h = x[c] * scale[c] + shift[c];
+                            y[c] = match self.activation {
+                                Activation::None => h,
+                                Activation::Silu => h * sigmoid(h),
+                            };
+                        }
+                    }
+                },
+            );
+        });
+    }
+
+    /// Writes the gradient of `x`; returns per channel the sums of `g` and then of `g n`, where
+    /// `n` is the normalised input and `g` the gradient before the activation.
+    fn backward_image(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        grad: &[f32],
+        grad_x: &mut [f32],
+    ) -> Vec<f64> {
+        let channels = weight.len();
+        let moments = self.moments(x, channels);
+        let chunk = chunk_values(channels);
+        let parts: Vec<Vec<f32>> = grad_x
+            .par_chunks_mut(chunk)
+            .zip(x.par_chunks(chunk).zip(grad.par_chunks(chunk)))
+            .map(|(g, (x, grad))| {
+                let mut sums = vec![0f32; 2 * channels];
+                vectorized(
+                    #[inline(always)]
+                    || self.preactivation_gradient(x, weight, bias, grad, &moments, g, &mut sums),
+                );
+                sums
+            })
+            .collect();
+        let sums = total(&parts, 2 * channels);
+        let (mean_g, mean_gn) = self.group_means(&sums, weight, x.len());
+        let Moments { mean, rstd } = &moments;
+        grad_x.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(g, x)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (g, x) in g.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                        for c in 0..channels {
+                            let n = (x[c] - mean[c]) * rstd[c];
+                            g[c] = rstd[c] * (g[c] * weight[c] - mean_g[c] - n * mean_gn[c]);
+                        }
+                    }
+                },
+            );
+        });
+        sums
+    }
+
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn preactivation_gradient(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        grad: &[f32],
+        moments: &Moments,
+        g: &mut [f32],
+        sums: &mut [f32],
+    ) {
+        let channels = weight.len();
+        let (sum_g, sum_gn) = sums.split_at_mut(channels);
+        let pixels = x.chunks_exact(channels).zip(grad.chunks_exact(channels));
+        for ((x, grad), g) in pixels.zip(g.chunks_exact_mut(channels)) {
+            for c in 0..channels {
+                let n = (x[c] - moments.mean[c]) * moments.rstd[c];
+                let slope = match self.activation {
+                    Activation::None => 1.0,
+                    Activation::Silu => {
+                        let h = n * weight[c] + bias[c];
+                        let s = sigmoid(h);
+                        s * (1.0 + h * (1.0 - s))
+                    }
+                };
+                g[c] = grad[c] * slope;
+                sum_g[c] += g[c];
+                sum_gn[c] += g[c] * n;
+            }
+        }
+    }
+
+    /// Per group the means of `g weight` and `g weight n`, repeated for each of its channels.
+    fn group_means(&self, sums: &[f64], weight: &[f32], values: usize) -> (Vec<f32>, Vec<f32>) {
+        let (sum_g, sum_gn) = sums.split_at(weight.len());
+        let members = (values / self.groups) as f64;
+        let mean = |sums: &[f64]| {
+            self.spread(weight.len(), |group| {
+                group.map(|c| sums[c] * f64::from(weight[c])).sum::<f64>() / members
+            })
+        };
+        (mean(sum_g), mean(sum_gn))
+    }
+
+    /// Sums of `x - pivot` and its square per channel, the first pixel being the pivot: that keeps
+    /// the variance exact where the mean is large.
+    fn moments(&self, x: &[f32], channels: usize) -> Moments {
+        let pivot = &x[..channels];
+        let parts: Vec<Vec<f32>> = x
+            .par_chunks(chunk_values(channels))
+            .map(|x| {
+                let mut sums = vec![0f32; 2 * channels];
+                let (sum, square) = sums.split_at_mut(channels);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for x in x.chunks_exact(channels) {
+                            for c in 0..channels {
+                                let d = x[c] - pivot[c];
+                                sum[c] += d;
+                                square[c] += d * d;
+                            }
+                        }
+                    },
+                );
+                sums
+            })
+            .collect();
+        let sums = total(&parts, 2 * channels);
+        let pixels = (x.len() / channels) as f64;
+        let channel_mean = |c: usize| sums[c] / pixels + f64::from(pivot[c]);
+        let group_mean = |group: std::ops::Range<usize>| {
+            let width = group.len() as f64;
+            group.map(channel_mean).sum::<f64>() / width
+        };
+        let mean = self.spread(channels, group_mean);
+        let rstd = self.spread(channels, |group| {
+            let (width, mean) = (group.len() as f64, group_mean(group.clone()));
+            let variance = group.map(|c| {
+                let within = sums[channels + c] / pixels - (sums[c] / pixels).powi(2);
+                within + (channel_mean(c) - mean).powi(2)
+            });
+            ((variance.sum::<f64>() / width).max(0.0) + self.eps).sqrt().recip()
+        });
+        Moments { mean, rstd }
+    }
+
+    /// Evaluates `f` on each group's channels and repeats the value for each of them.
+    fn spread(&self, channels: usize, f: impl Fn(std::ops::Range<usize>) -> f64) -> Vec<f32> {
+        let width = channels / self.groups;
+        (0..self.groups)
+            .flat_map(|group| {
+                std::iter::repeat_n(f(group * width..(group + 1) * width) as f32, width)
+            })
+            .collect()
+    }
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Whole pixels of about [`CHUNK_VALUES`] values.
+fn chunk_values(channels: usize) -> usize {
+    (CHUNK_VALUES / channels).max(1) * channels
+}
+
+/// The parts' sum in f64, in order, so that it does not depend on the number of threads.
+fn total(parts: &[Vec<f32>], len: usize) -> Vec<f64> {
+    parts.iter().fold(vec![0f64; len], |mut total, part| {
+        total.iter_mut().zip(part).for_each(|(total, part)| *total += f64::from(*part));
+        total
+    })
+}
+
+/// Lends the values of contiguous f32 tensors on the CPU to `f`.
+fn with_values<const N: usize, R>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> R,
+) -> Result<R> {
+    let storages = tensors.map(Tensor::storage_and_layout);
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&storages) {
+        let Storage::Cpu(storage) = &**storage else { bail!("group_norm: not on the CPU") };
+        *slice = values("group_norm", storage, layout)?;
+    }
+    Ok(f(slices))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    fn random(rng: &mut ChaCha8Rng, shape: &[usize], offset: f32) -> Var {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|_| rng.random_range(-1.0..1.0) + offset).collect();
+        Var::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn assert_close(what: &str, actual: &Tensor, expected: &Tensor) {
+        let largest = |x: &Tensor| {
+            x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        let error = largest(&(actual - expected).unwrap()) / largest(expected).max(1e-3);
+        assert!(error < 2e-5, "{what}: {error}");
+    }
+
+    /// Forward and all gradients against Candle's operations, on drawn sizes.
+    #[test]
+    fn agrees_with_candle() {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        for case in 0..30 {
+            let groups = [1, 2, 4, 8][case % 4];
+            let [b, h, w, width] = [1..4, 1..40, 1..40, 1..12].map(|r| rng.random_range(r));
+            let channels = groups * width;
+            let offset = rng.random_range(-2.0..2.0);
+            let x = random(&mut rng, &[b, h, w, channels], offset);
+            let weight = random(&mut rng, &[channels], 1.0);
+            let bias = random(&mut rng, &[channels], 0.0);
+            let seed = random(&mut rng, &[b, h, w, channels], 0.0);
+            let activation = [Activation::None, Activation::Silu][case / 4 % 2];
+            let run =
+                |f: fn(&Tensor, &Tensor, &Tensor, usize, f64, Activation) -> Result<Tensor>| {
+                    let y = f(&x, &weight, &bias, groups, 1e-3, activation).unwrap();
+                    let grads =
+                        (&y * seed.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+                    [&x, &weight, &bias]
+                        .map(|var| grads.get(var).unwrap().clone())
+                        .into_iter()
+                        .chain([y])
+                };
+            let what = format!("{:?} in {groups} groups, {activation:?}", x.dims());
+            for (name, (actual, expected)) in
+                ["x", "weight", "bias", "y"].iter().zip(run(group_norm).zip(run(group_norm_candle)))
+            {
+                assert_close(&format!("{name} of {what}"), &actual, &expected);
+            }
+        }
+    }
+
+    /// A mean a thousand times the deviation must not drown the variance.
+    #[test]
+    fn survives_a_large_mean() {
+        let values: Vec<f32> = (0..4096).map(|i| 1000.0 + (i % 7) as f32 - 3.0).collect();
+        let x = Tensor::from_vec(values, (1, 32, 32, 4), &Device::Cpu).unwrap();
+        let weight = Tensor::ones(4, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let bias = weight.zeros_like().unwrap();
+        let y = group_norm(&x, &weight, &bias, 2, 1e-6, Activation::None).unwrap();
+        let square = y.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!((square - 1.0).abs() < 1e-3, "{square}");
+    }
+}

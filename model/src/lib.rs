@@ -32,10 +32,12 @@
 //! ```
 
 pub mod autoencoder;
+pub mod checkpoint;
 pub mod error;
 pub mod flow;
 pub mod kernels;
 pub mod net;
+pub mod normalization;
 pub mod params;
 pub mod pyramid;
 pub mod weights;

@@ -33,13 +33,17 @@
 //! # Ok::<(), lapflow_sample::SampleError>(())
 //! ```
 
+mod config;
 pub mod error;
+mod generator;
 pub mod guidance;
 pub mod images;
 pub mod segments;
 pub mod solver;
 
+pub use config::{SampleConfig, SolverName};
 pub use error::{Result, SampleError};
+pub use generator::{Drawn, Generator, Request};
 pub use guidance::{Guidance, guided, network};
 pub use segments::{Sampled, sample_pyramid};
 pub use solver::{Dopri5, Query, Solver};

@@ -1,0 +1,110 @@
+//! The `[sample]` section.
+
+use crate::error::{Result, SampleError};
+use crate::guidance::Guidance;
+use crate::images::Rounding;
+use crate::solver::{Control, Dopri5, Grid, Method, Solver};
+use lapflow_model::checkpoint::WeightSet;
+use serde::{Deserialize, Serialize};
+
+/// How images are drawn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Seed of all images; each has a stream of its own in it.
+    pub seed: u64,
+    /// Images integrated together; the result does not depend on it.
+    pub batch: usize,
+    /// Which weights of the checkpoint.
+    pub weights: WeightSet,
+    /// Classifier-free guidance scale; 1 for none.
+    pub cfg: f64,
+    /// Times [from, to] in which the scale applies.
+    pub cfg_interval: [f64; 2],
+    /// How to integrate.
+    pub solver: SolverName,
+    /// Steps over [0, 1] of a fixed-step solver.
+    pub steps: usize,
+    /// Above 1, spends more of those steps near the noise.
+    pub shift: f64,
+    /// Relative tolerance of dopri5.
+    pub rtol: f64,
+    /// Absolute tolerance of dopri5.
+    pub atol: f64,
+    /// How dopri5 chooses its steps.
+    pub control: Control,
+    /// How values become bytes.
+    pub rounding: Rounding,
+}
+
+/// The solvers by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SolverName {
+    /// Dormand-Prince 5(4) with error control.
+    Dopri5,
+    /// Euler.
+    Euler,
+    /// Midpoint.
+    Midpoint,
+    /// Heun.
+    Heun,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        let Dopri5 { rtol, atol, control, .. } = Dopri5::default();
+        Self {
+            seed: 0,
+            batch: 64,
+            weights: WeightSet::Ema,
+            cfg: 1.0,
+            cfg_interval: [0.0, 1.0],
+            solver: SolverName::Dopri5,
+            steps: 50,
+            shift: 1.0,
+            rtol,
+            atol,
+            control,
+            rounding: Rounding::Nearest,
+        }
+    }
+}
+
+impl SampleConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// Names the first that cannot be.
+    pub fn validate(&self) -> Result<()> {
+        if self.batch == 0 {
+            return Err(SampleError::setting("sample.batch", "must be positive"));
+        }
+        if !self.cfg.is_finite() {
+            return Err(SampleError::setting("sample.cfg", "must be finite"));
+        }
+        self.solver().validate()
+    }
+
+    /// The solver with its settings.
+    pub fn solver(&self) -> Solver {
+        let fixed =
+            |method| Solver::Fixed(method, Grid::Shifted { steps: self.steps, shift: self.shift });
+        match self.solver {
+            SolverName::Euler => fixed(Method::Euler),
+            SolverName::Midpoint => fixed(Method::Midpoint),
+            SolverName::Heun => fixed(Method::Heun),
+            SolverName::Dopri5 => Solver::Dopri5(Dopri5 {
+                rtol: self.rtol,
+                atol: self.atol,
+                control: self.control,
+                ..Dopri5::default()
+            }),
+        }
+    }
+
+    /// The guidance.
+    pub fn guidance(&self) -> Guidance {
+        Guidance { scale: self.cfg, interval: (self.cfg_interval[0], self.cfg_interval[1]) }
+    }
+}

@@ -1,0 +1,136 @@
+//! A checkpoint and its autoencoder, ready to draw images.
+
+use crate::config::SampleConfig;
+use crate::error::{Result, SampleError};
+use crate::guidance::{guided, network};
+use crate::images::to_pixels;
+use crate::segments::{SegmentCost, sample_through};
+use candle_core::{Device, Tensor};
+use lapflow_model::autoencoder::Autoencoder;
+use lapflow_model::checkpoint::{Card, Checkpoint};
+use lapflow_model::flow::{Path, image_rng};
+use lapflow_model::net::Transformer;
+use lapflow_model::pyramid;
+
+/// One image to draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Its stream of the seed: the image depends on seed, index and label, not on its batch.
+    pub index: u64,
+    /// Its class; `None` for the null class.
+    pub label: Option<u32>,
+}
+
+/// A drawn batch.
+#[derive(Debug)]
+pub struct Drawn {
+    /// Decoded images `(b, 3, H, W)`, nominally in [-1, 1].
+    pub images: Tensor,
+    /// The merged, normalized latents `(b, c, h, w)` they were decoded from.
+    pub latents: Tensor,
+    /// The cost of each segment, in the order of time.
+    pub costs: Vec<SegmentCost>,
+}
+
+/// Draws images from a checkpoint.
+pub struct Generator {
+    card: Card,
+    path: Path,
+    net: Transformer,
+    autoencoder: Autoencoder,
+    config: SampleConfig,
+    device: Device,
+}
+
+impl Generator {
+    /// Builds the network of `checkpoint`; `forced` lets an autoencoder decode latents that
+    /// another one made.
+    ///
+    /// # Errors
+    /// When the settings are invalid or the autoencoder is not the checkpoint's.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        autoencoder: Autoencoder,
+        config: &SampleConfig,
+        device: &Device,
+        forced: bool,
+    ) -> Result<Self> {
+        config.validate()?;
+        let card = checkpoint.card.clone();
+        let here = serde_json::to_value(autoencoder.identity())
+            .map_err(|e| SampleError::setting("autoencoder", e.to_string()))?;
+        if here != card.autoencoder && !forced {
+            let reason =
+                format!("the checkpoint's latents are of {}, this one is {here}", card.autoencoder);
+            return Err(SampleError::setting("autoencoder", reason));
+        }
+        let path = Path::new(&card.flow)?;
+        let net = checkpoint.network(config.weights, device)?;
+        let (config, device) = (config.clone(), device.clone());
+        Ok(Self { card, path, net, autoencoder, config, device })
+    }
+
+    /// What the checkpoint is of.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &SampleConfig {
+        &self.config
+    }
+
+    /// Draws the requested images together.
+    ///
+    /// # Errors
+    /// When the solver, the network or the decoder fails.
+    pub fn draw(&self, requests: &[Request]) -> Result<Drawn> {
+        self.draw_through(requests, &[], |_, _| Ok(()))
+    }
+
+    /// [`Generator::draw`] that shows the active levels at each of `times` on the way: see
+    /// [`sample_through`].
+    ///
+    /// # Errors
+    /// As [`Generator::draw`], and what `show` returns.
+    pub fn draw_through(
+        &self,
+        requests: &[Request],
+        times: &[f64],
+        show: impl FnMut(f64, &[Tensor]) -> Result<()>,
+    ) -> Result<Drawn> {
+        let geometry = &self.card.geometry;
+        let null = geometry.classes as u32;
+        let labels: Vec<u32> = requests.iter().map(|r| r.label.unwrap_or(null)).collect();
+        if let Some(label) = labels.iter().find(|&&label| label > null) {
+            let reason = format!("class {label}, the model has {null}");
+            return Err(SampleError::setting("labels", reason));
+        }
+        let mut rngs: Vec<_> =
+            requests.iter().map(|r| image_rng(self.config.seed, r.index)).collect();
+        let shape = [geometry.channels, geometry.height, geometry.width];
+        let noise = self.path.draw_noise(&mut rngs, shape, &self.device)?;
+        let mut velocity = guided(network(&self.net), &labels, null, self.config.guidance());
+        let solver = self.config.solver();
+        let sampled = sample_through(&self.path, &solver, &noise, &mut velocity, times, show)?;
+        let latents = pyramid::merge(&sampled.levels)?;
+        let images = self.decode(&latents)?;
+        Ok(Drawn { images, latents, costs: sampled.costs })
+    }
+
+    /// Images `(b, 3, H, W)` of normalized latents `(b, c, h, w)`.
+    ///
+    /// # Errors
+    /// When the decoder refuses them.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        Ok(self.autoencoder.decode(&self.card.normalization.invert(latents)?)?)
+    }
+
+    /// Pixels of decoded images, `H W 3` bytes each.
+    ///
+    /// # Errors
+    /// When an image holds NaN.
+    pub fn pixels(&self, images: &Tensor) -> Result<Vec<Vec<u8>>> {
+        to_pixels(images, self.config.rounding)
+    }
+}

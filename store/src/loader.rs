@@ -1,0 +1,298 @@
+//! The training loader: shuffled batches, endless epochs, exact resume on any number of ranks.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use async_stream::try_stream;
+use futures::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::dataset::Dataset;
+use crate::error::{Result, StoreError};
+use crate::group::{RowGroup, read_group};
+use crate::location::{AbortOnDrop, runtime};
+use crate::metadata::{Dtype, LevelSpec};
+use crate::order::RowRef;
+use crate::planner::{Planner, Step};
+
+/// What a loader reads and how it mixes.
+#[derive(Debug, Clone)]
+pub struct LoaderConfig {
+    /// Samples a rank gets in a batch.
+    pub batch: usize,
+    /// Seed of the order.
+    pub seed: u64,
+    /// This reader among `world`.
+    pub rank: usize,
+    /// Readers that share the samples.
+    pub world: usize,
+    /// Levels to read; `None` reads all. Other levels' bytes are not fetched.
+    pub levels: Option<Vec<usize>>,
+    /// Whether to read the log-variance of a dataset of posterior moments.
+    pub logvar: bool,
+    /// Rows mixed with each other. At most two windows are in memory at a time.
+    pub window_rows: usize,
+    /// Whether to permute rows at all.
+    pub shuffle: bool,
+    /// Epochs to read; `None` goes on for ever. The last batch of a finite run may be short.
+    pub epochs: Option<u64>,
+    /// Whether each epoch starts from the newest version of the dataset.
+    pub follow: bool,
+    /// Whether to check every segment read against its checksum.
+    pub verify: bool,
+    /// Row groups read and decoded at the same time.
+    pub reads_max: usize,
+    /// Batches made ready ahead of a blocking consumer ([`Loader::batches`]).
+    pub prefetch_batches: usize,
+}
+
+impl Default for LoaderConfig {
+    fn default() -> Self {
+        Self {
+            batch: 256,
+            seed: 0,
+            rank: 0,
+            world: 1,
+            levels: None,
+            logvar: false,
+            window_rows: 8192,
+            shuffle: true,
+            epochs: None,
+            follow: false,
+            verify: true,
+            reads_max: 4,
+            prefetch_batches: 4,
+        }
+    }
+}
+
+/// Where a run stands, over all ranks: enough to go on with the very next sample.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoaderState {
+    /// Epochs completed.
+    pub epoch: u64,
+    /// Samples of the current epoch that all ranks together have had.
+    pub position: u64,
+    /// Version of the dataset the current epoch reads; `None` takes the dataset's own.
+    #[serde(default)]
+    pub version: Option<u64>,
+}
+
+/// One level of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LevelBatch {
+    /// Shape of one sample.
+    pub spec: LevelSpec,
+    /// Number format.
+    pub dtype: Dtype,
+    /// N x C x H x W values, contiguous and little-endian.
+    pub data: Vec<u8>,
+}
+
+/// Samples of one step on one rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Ids of the samples.
+    pub ids: Vec<i64>,
+    /// Class indices, -1 where there is none.
+    pub labels: Vec<i32>,
+    /// The levels asked for, in the order asked for.
+    pub levels: Vec<LevelBatch>,
+    /// Log-variance at full size, where asked for.
+    pub logvar: Option<LevelBatch>,
+    /// Where a resume continues after this batch; the same on every rank.
+    pub state: LoaderState,
+}
+
+/// Reads batches of a dataset in a shuffled order.
+///
+/// The samples of all ranks' batches of one step are consecutive in an order that depends on
+/// seed, epoch and the dataset's version only. A run may therefore stop on 8 ranks and go on
+/// with 6: no sample is lost or seen twice in an epoch. Epochs follow each other without a gap:
+/// a batch may hold the end of one and the beginning of the next, and nothing is dropped.
+///
+/// Within a step, samples are dealt to ranks by row group, so that each of several ranks reads
+/// few row groups of a window. Memory: at most two windows of the levels read.
+pub struct Loader {
+    dataset: Dataset,
+    config: LoaderConfig,
+    state: LoaderState,
+    levels: Vec<usize>,
+}
+
+impl Loader {
+    /// A loader that continues from `state` (the default begins at the first sample).
+    ///
+    /// # Errors
+    /// [`StoreError::Config`] where the configuration contradicts itself or the dataset.
+    pub fn new(dataset: &Dataset, config: LoaderConfig, state: LoaderState) -> Result<Self> {
+        let refuse = |reason: String| Err(StoreError::Config(reason));
+        let count = dataset.metadata().levels.len();
+        let levels = config.levels.clone().unwrap_or_else(|| (0..count).collect());
+        if let Some(level) = levels.iter().find(|&&level| level >= count) {
+            return refuse(format!("level {level} was asked for, the dataset has {count}"));
+        }
+        if config.logvar && dataset.metadata().logvar().is_none() {
+            return refuse("log-variance was asked for, the dataset has none".to_string());
+        }
+        if config.batch == 0 || config.window_rows == 0 || config.reads_max == 0 {
+            return refuse("batch, window_rows and reads_max must be at least 1".to_string());
+        }
+        if config.rank >= config.world {
+            return refuse(format!("rank {} of {} ranks", config.rank, config.world));
+        }
+        if config.follow && config.world > 1 {
+            return refuse(
+                "follow needs one rank: several must agree on a version between epochs".to_string(),
+            );
+        }
+        Ok(Self { dataset: dataset.clone(), config, state, levels })
+    }
+
+    /// The batches, as a stream. Dropping it cancels all reads under way.
+    pub fn stream(self) -> impl Stream<Item = Result<Batch>> + Send + 'static {
+        try_stream! {
+            let mut planner = Planner::start(&self.dataset, &self.config, self.state).await?;
+            let mut groups = Groups::new(&self);
+            let mut ahead: VecDeque<Step> = VecDeque::new();
+            let mut rows_ahead = 0;
+            loop {
+                while rows_ahead <= self.config.window_rows / self.config.world {
+                    let Some(step) = planner.next().await? else { break };
+                    groups.request(&step);
+                    rows_ahead += step.rows();
+                    ahead.push_back(step);
+                }
+                let Some(step) = ahead.pop_front() else { break };
+                rows_ahead -= step.rows();
+                yield groups.assemble(&step).await?;
+            }
+        }
+    }
+
+    /// The batches, for a synchronous consumer: `prefetch_batches` are made ready ahead on the
+    /// store's own threads. Dropping the iterator stops them.
+    pub fn batches(self) -> Batches {
+        let (sender, receiver) = mpsc::channel(self.config.prefetch_batches.max(1));
+        let task = runtime().spawn(async move {
+            let mut stream = std::pin::pin!(self.stream());
+            while let Some(batch) = stream.next().await {
+                if sender.send(batch).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Batches { receiver, _task: AbortOnDrop(task) }
+    }
+}
+
+/// Blocking iterator over batches; not for use within an async task.
+pub struct Batches {
+    receiver: mpsc::Receiver<Result<Batch>>,
+    _task: AbortOnDrop<()>,
+}
+
+impl Iterator for Batches {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.receiver.blocking_recv()
+    }
+}
+
+/// A row group by epoch and place in the epoch's order, so that keys grow as reading proceeds.
+type GroupKey = (u64, u32);
+
+/// Row groups that are being read or held for batches to come.
+struct Groups {
+    /// Payload columns read, levels first.
+    payloads: Arc<[usize]>,
+    levels: usize,
+    verify: bool,
+    permits: Arc<Semaphore>,
+    held: BTreeMap<GroupKey, Held>,
+}
+
+enum Held {
+    Reading(AbortOnDrop<Result<RowGroup>>),
+    Read(RowGroup),
+}
+
+impl Groups {
+    fn new(loader: &Loader) -> Self {
+        let logvar = loader.config.logvar.then(|| loader.dataset.metadata().levels.len());
+        Self {
+            payloads: loader.levels.iter().copied().chain(logvar).collect(),
+            levels: loader.levels.len(),
+            verify: loader.config.verify,
+            permits: Arc::new(Semaphore::new(loader.config.reads_max)),
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// Starts reading what `step` needs and nobody asked for before.
+    fn request(&mut self, step: &Step) {
+        for part in &step.parts {
+            for &(group, _) in &part.rows {
+                self.held.entry((part.epoch, group)).or_insert_with(|| {
+                    let at = part.order.groups[group as usize];
+                    let (dataset, payloads) = (part.dataset.clone(), Arc::clone(&self.payloads));
+                    let (permits, verify) = (Arc::clone(&self.permits), self.verify);
+                    Held::Reading(AbortOnDrop(runtime().spawn(async move {
+                        let _permit = permits.acquire_owned().await;
+                        read_group(dataset, at.file, at.group, payloads, verify).await
+                    })))
+                });
+            }
+        }
+    }
+
+    /// Waits for the row groups of `step`, copies its rows together and forgets what lies behind.
+    async fn assemble(&mut self, step: &Step) -> Result<Batch> {
+        if let Some(part) = step.parts.first() {
+            let behind = (part.epoch, part.first_group);
+            self.held = self.held.split_off(&behind);
+        }
+        let rows = step.rows();
+        let mut ids = Vec::with_capacity(rows);
+        let mut labels = Vec::with_capacity(rows);
+        let mut payloads: Vec<LevelBatch> = self.buffers(step, rows);
+        for part in &step.parts {
+            for &row in &part.rows {
+                let (group, row) = self.row(part.epoch, row).await?;
+                ids.push(group.ids[row]);
+                labels.push(group.labels[row]);
+                for (buffer, values) in payloads.iter_mut().zip(&group.payloads) {
+                    let bytes = buffer.spec.bytes(buffer.dtype);
+                    buffer.data.extend_from_slice(&values[row * bytes..(row + 1) * bytes]);
+                }
+            }
+        }
+        let logvar = payloads.split_off(self.levels).pop();
+        Ok(Batch { ids, labels, levels: payloads, logvar, state: step.state })
+    }
+
+    fn buffers(&self, step: &Step, rows: usize) -> Vec<LevelBatch> {
+        let metadata = step.dataset.metadata();
+        let dtype = metadata.dtype;
+        let specs: Vec<_> = metadata.levels.iter().copied().chain(metadata.logvar()).collect();
+        let buffer = |&payload: &usize| {
+            let spec = specs[payload];
+            LevelBatch { spec, dtype, data: Vec::with_capacity(rows * spec.bytes(dtype)) }
+        };
+        self.payloads.iter().map(buffer).collect()
+    }
+
+    async fn row(&mut self, epoch: u64, row: RowRef) -> Result<(&RowGroup, usize)> {
+        let held = self.held.get_mut(&(epoch, row.0)).expect("every planned row was requested");
+        if let Held::Reading(task) = held {
+            let group = std::pin::Pin::new(task).await?;
+            *held = Held::Read(group);
+        }
+        match held {
+            Held::Read(group) => Ok((group, row.1 as usize)),
+            Held::Reading(_) => unreachable!("it was just replaced"),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Where a dataset lives: an address resolved to an object store, and the runtime its I/O runs on.
+
+use std::sync::{Arc, LazyLock};
+
+use object_store::{ObjectStore, local::LocalFileSystem, path::Path};
+use tokio::runtime::{Builder, Runtime};
+use url::Url;
+
+use crate::error::{Result, StoreError};
+
+/// Worker threads of the I/O runtime; blocking work (decoding, log replay) has its own pool.
+const IO_THREADS: usize = 2;
+/// Threads that decode row groups or replay the log at the same time, at most.
+const BLOCKING_THREADS_MAX: usize = 64;
+
+/// All storage I/O of the process runs here, so that datasets work from synchronous callers and
+/// from any flavour of runtime, and connections outlive the caller's runtime.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_name("lapflow-store")
+        .enable_all()
+        .build()
+        .expect("the operating system grants a few threads at start")
+});
+
+/// The I/O runtime's handle.
+pub(crate) fn runtime() -> &'static tokio::runtime::Handle {
+    RUNTIME.handle()
+}
+
+/// Runs `future` on the I/O runtime; it is cancelled when the caller drops the returned future.
+pub(crate) async fn on_runtime<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+) -> T {
+    let task = AbortOnDrop(runtime().spawn(future));
+    task.await
+}
+
+/// Runs blocking `work` (decoding, log replay) on the I/O runtime's blocking pool.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    AbortOnDrop(runtime().spawn_blocking(work)).await
+}
+
+/// A spawned task that is aborted when nobody waits for it any more.
+pub(crate) struct AbortOnDrop<T>(pub(crate) tokio::task::JoinHandle<T>);
+
+impl<T> Future for AbortOnDrop<T> {
+    type Output = T;
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<T> {
+        std::pin::Pin::new(&mut self.0).poll(context).map(|joined| match joined {
+            Ok(value) => value,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        })
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// An address and the object store behind it.
+#[derive(Debug, Clone)]
+pub(crate) struct Location {
+    /// The table's root, ending in `/`.
+    pub url: Url,
+    /// The table's root as a path within `store`.
+    pub root: Path,
+    /// The whole bucket or file system.
+    pub store: Arc<dyn ObjectStore>,
+}
+
+impl Location {
+    /// Resolves a path or a `file://`, `s3://`, `gs://` or `az://` address.
+    ///
+    /// Credentials and endpoints come from the usual environment variables (`AWS_*`,
+    /// `GOOGLE_*`, `AZURE_*`).
+    pub fn resolve(uri: &str) -> Result<Self> {
+        let refuse = |reason: String| StoreError::Address { uri: uri.to_string(), reason };
+        let url = parse(uri).map_err(refuse)?;
+        let variables = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
+        let (store, root) = object_store::parse_url_opts(&url, variables)
+            .map_err(|error| refuse(error.to_string()))?;
+        let store: Arc<dyn ObjectStore> = match url.scheme() {
+            "file" => Arc::new(LocalFileSystem::new().with_fsync(true)),
+            _ => Arc::from(store),
+        };
+        Ok(Self { url, root, store })
+    }
+
+    /// The path within the store of a file named relative to the table's root.
+    pub fn path(&self, relative: &str) -> Path {
+        relative.split('/').fold(self.root.clone(), |path, part| path.join(part))
+    }
+}
+
+fn parse(uri: &str) -> std::result::Result<Url, String> {
+    if uri.is_empty() {
+        return Err("it is empty".to_string());
+    }
+    let mut url = if uri.contains("://") {
+        Url::parse(uri).map_err(|error| error.to_string())?
+    } else {
+        let path = std::path::absolute(uri).map_err(|error| error.to_string())?;
+        Url::from_directory_path(&path).map_err(|()| "not an absolute path".to_string())?
+    };
+    if !matches!(url.scheme(), "file" | "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss") {
+        return Err(format!("unknown scheme '{}'", url.scheme()));
+    }
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_urls_end_in_a_slash() {
+        assert_eq!(Location::resolve("/data/set").unwrap().url.as_str(), "file:///data/set/");
+        assert_eq!(Location::resolve("file:///a b/c").unwrap().url.as_str(), "file:///a%20b/c/");
+        assert_eq!(Location::resolve("/a b/c").unwrap().path("data/x").as_ref(), "a b/c/data/x");
+        let s3 = Location::resolve("s3://bucket/set").unwrap();
+        assert_eq!((s3.url.as_str(), s3.root.as_ref()), ("s3://bucket/set/", "set"));
+    }
+
+    #[test]
+    fn unknown_schemes_are_refused_by_name() {
+        let error = Location::resolve("ftp://host/x").unwrap_err().to_string();
+        assert_eq!(error, "dataset address 'ftp://host/x' cannot be used: unknown scheme 'ftp'");
+    }
+}

@@ -27,6 +27,8 @@ pub struct SampleConfig {
     pub steps: usize,
     /// Above 1, spends more of those steps near the noise.
     pub shift: f64,
+    /// Times of a fixed-step solver, instead of `steps` and `shift`.
+    pub times: Vec<f64>,
     /// Relative tolerance of dopri5.
     pub rtol: f64,
     /// Absolute tolerance of dopri5.
@@ -63,6 +65,7 @@ impl Default for SampleConfig {
             solver: SolverName::Dopri5,
             steps: 50,
             shift: 1.0,
+            times: Vec::new(),
             rtol,
             atol,
             control,
@@ -83,13 +86,21 @@ impl SampleConfig {
         if !self.cfg.is_finite() {
             return Err(SampleError::setting("sample.cfg", "must be finite"));
         }
+        let [from, to] = self.cfg_interval;
+        if !(0.0 <= from && from <= to && to <= 1.0) {
+            let reason = format!("[{from}, {to}] is not an interval within [0, 1]");
+            return Err(SampleError::setting("sample.cfg_interval", reason));
+        }
         self.solver().validate()
     }
 
     /// The solver with its settings.
     pub fn solver(&self) -> Solver {
-        let fixed =
-            |method| Solver::Fixed(method, Grid::Shifted { steps: self.steps, shift: self.shift });
+        let grid = match self.times.as_slice() {
+            [] => Grid::Shifted { steps: self.steps, shift: self.shift },
+            times => Grid::Given(times.to_vec()),
+        };
+        let fixed = |method| Solver::Fixed(method, grid);
         match self.solver {
             SolverName::Euler => fixed(Method::Euler),
             SolverName::Midpoint => fixed(Method::Midpoint),
@@ -106,5 +117,30 @@ impl SampleConfig {
     /// The guidance.
     pub fn guidance(&self) -> Guidance {
         Guidance { scale: self.cfg, interval: (self.cfg_interval[0], self.cfg_interval[1]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_settings_are_named() {
+        let broken: [(&str, fn(&mut SampleConfig)); 7] = [
+            ("cfg", |c| c.cfg = f64::NAN),
+            ("cfg_interval", |c| c.cfg_interval = [0.6, 0.4]),
+            ("batch", |c| c.batch = 0),
+            ("rtol", |c| c.rtol = 0.0),
+            ("steps", |c| (c.solver, c.steps) = (SolverName::Heun, 0)),
+            ("shift", |c| (c.solver, c.shift) = (SolverName::Euler, -1.0)),
+            ("grid", |c| (c.solver, c.times) = (SolverName::Euler, vec![0.5, 0.2])),
+        ];
+        assert!(SampleConfig::default().validate().is_ok());
+        for (name, breaks) in broken {
+            let mut config = SampleConfig::default();
+            breaks(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
     }
 }

@@ -38,6 +38,7 @@ pub mod error;
 mod generator;
 pub mod guidance;
 pub mod images;
+pub mod metrics;
 pub mod segments;
 pub mod solver;
 

@@ -1,0 +1,150 @@
+//! Convolutions with folded batch norm, pools, and branches of them, over channels-last images.
+
+use candle_core::{D, DType, Device, Tensor};
+use lapflow_model::kernels::{ConvGeometry, conv2d};
+use lapflow_model::weights::Weights;
+use lapflow_model::{ModelError, Result};
+
+/// Of every batch norm.
+const EPS: f64 = 1e-3;
+
+/// Convolution, batch norm and ReLU.
+pub(super) struct Conv {
+    /// (Cout, Cin, k, k), or (k Cin, Cout) where the window is a row or column.
+    weight: Tensor,
+    bias: Tensor,
+    window: Window,
+}
+
+enum Window {
+    Square(ConvGeometry),
+    Row(usize),
+    Column(usize),
+}
+
+/// A step of a branch.
+pub(super) enum Op {
+    Conv(Conv),
+    /// Two convolutions of the same input, side by side.
+    Split(Conv, Conv),
+    /// 3x3 mean with stride 1; pixels outside the image do not count.
+    AveragePool,
+    /// 3x3 maximum with stride 1, as large as its input.
+    MaxPool,
+    /// 3x3 maximum with stride 2, inside the image.
+    Shrink,
+}
+
+/// Parallel branches whose outputs lie side by side.
+pub(super) struct Mixed(pub Vec<Vec<Op>>);
+
+impl Conv {
+    /// Loads `{name}.conv` and `{name}.bn`; a convolution with stride 1 keeps the size when `same`.
+    pub(super) fn load(
+        weights: &Weights,
+        name: &str,
+        stride: usize,
+        same: bool,
+        device: &Device,
+    ) -> Result<Self> {
+        let weight = tensor(weights, &format!("{name}.conv.weight"), 4)?;
+        let bn = |part: &str| tensor(weights, &format!("{name}.bn.{part}"), 1);
+        let scale = (bn("weight")? / (bn("running_var")? + EPS)?.sqrt()?)?;
+        let bias = (bn("bias")? - (bn("running_mean")? * &scale)?)?.to_device(device)?;
+        let weight = weight.broadcast_mul(&scale.reshape(((), 1, 1, 1))?)?;
+        let (channels, _, height, width) = weight.dims4()?;
+        let line = |length: usize| weight.permute((2, 3, 1, 0))?.reshape((length, channels));
+        let inputs = weight.elem_count() / channels;
+        let (weight, window) = match (height, width) {
+            (1, 1) => (weight, Window::Square(ConvGeometry::same(1))),
+            (1, width) => (line(inputs)?, Window::Row(width)),
+            (height, 1) => (line(inputs)?, Window::Column(height)),
+            (size, _) => {
+                let pad = if same { size / 2 } else { 0 };
+                let geometry = ConvGeometry { stride, pad_before: pad, pad_after: pad };
+                (weight, Window::Square(geometry))
+            }
+        };
+        Ok(Self { weight: weight.contiguous()?.to_device(device)?, bias, window })
+    }
+
+    /// `x` and the result are (B, H, W, C).
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = match self.window {
+            Window::Square(geometry) => conv2d(x, &self.weight, Some(&self.bias), geometry)?,
+            Window::Row(size) => self.line(x, 2, size)?,
+            Window::Column(size) => self.line(x, 1, size)?,
+        };
+        Ok(y.relu()?)
+    }
+
+    /// A window of `size` pixels along `axis`, as one product over shifted copies.
+    fn line(&self, x: &Tensor, axis: usize, size: usize) -> Result<Tensor> {
+        let (batch, height, width, _) = x.dims4()?;
+        let padded = x.pad_with_zeros(axis, size / 2, size / 2)?;
+        let shifted = (0..size).map(|i| padded.narrow(axis, i, x.dim(axis)?));
+        let patches = Tensor::cat(&shifted.collect::<candle_core::Result<Vec<_>>>()?, D::Minus1)?;
+        let rows = patches.reshape((batch * height * width, self.weight.dim(0)?))?;
+        let y = rows.matmul(&self.weight)?.broadcast_add(&self.bias)?;
+        Ok(y.reshape((batch, height, width, ()))?)
+    }
+}
+
+impl Op {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Op::Conv(conv) => conv.forward(x),
+            Op::Split(a, b) => Ok(Tensor::cat(&[a.forward(x)?, b.forward(x)?], D::Minus1)?),
+            Op::AveragePool => average_pool(x),
+            // After a ReLU the padding's zeros never exceed the maximum.
+            Op::MaxPool => channels_first(x, |x| {
+                x.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?.max_pool2d_with_stride(3, 1)
+            }),
+            Op::Shrink => shrink(x),
+        }
+    }
+}
+
+impl Mixed {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let branch = |ops: &Vec<Op>| ops.iter().try_fold(x.clone(), |x, op| op.forward(&x));
+        let outputs = self.0.iter().map(branch).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&outputs, D::Minus1)?)
+    }
+
+    /// The first branch alone.
+    pub(super) fn first(&self, x: &Tensor) -> Result<Tensor> {
+        self.0[0].iter().try_fold(x.clone(), |x, op| op.forward(&x))
+    }
+}
+
+/// 3x3 maximum with stride 2.
+pub(super) fn shrink(x: &Tensor) -> Result<Tensor> {
+    channels_first(x, |x| x.max_pool2d_with_stride(3, 2))
+}
+
+fn average_pool(x: &Tensor) -> Result<Tensor> {
+    let (_, height, width, _) = x.dims4()?;
+    let inside = |at: usize, size: usize| 3 - usize::from(at == 0) - usize::from(at + 1 == size);
+    let share = |i: usize| 9.0 / (inside(i / width, height) * inside(i % width, width)) as f32;
+    let shares: Vec<f32> = (0..height * width).map(share).collect();
+    let shares = Tensor::from_vec(shares, (1, height, width, 1), x.device())?;
+    let means = channels_first(x, |x| {
+        x.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?.avg_pool2d_with_stride(3, 1)
+    })?;
+    Ok(means.broadcast_mul(&shares)?)
+}
+
+fn channels_first(
+    x: &Tensor,
+    pool: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+) -> Result<Tensor> {
+    Ok(pool(&x.permute((0, 3, 1, 2))?.contiguous()?)?.permute((0, 2, 3, 1))?.contiguous()?)
+}
+
+/// Tensor `key` in f32, which must have `rank` axes.
+pub(super) fn tensor(weights: &Weights, key: &str, rank: usize) -> Result<Tensor> {
+    let found = weights.tensors.get(key).filter(|tensor| tensor.rank() == rank);
+    let missing = || ModelError::MissingKey { key: key.into(), expected: vec![0; rank] };
+    Ok(found.ok_or_else(missing)?.to_dtype(DType::F32)?)
+}

@@ -5,10 +5,13 @@
 
 pub mod npy;
 pub mod npz;
+pub mod parquet;
 mod partial;
 mod pixels;
 pub mod png;
+mod set;
 
 pub use npz::{Compression, NpzImages, NpzWriter};
 pub use partial::Partial;
 pub use pixels::{Rounding, to_pixels};
+pub use set::{ImageSet, SetContent};

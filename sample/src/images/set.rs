@@ -1,0 +1,177 @@
+//! Image sets as a stream of decoded images: folders, `.npz` and Parquet.
+
+use super::parquet::ParquetImages;
+use super::{NpzImages, npz::NpzFile};
+use crate::error::{Result, SampleError};
+use lapflow_ingest::{Format, Limits, RgbImage, decode};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Files that are decoded at once.
+const DECODE_FILES: usize = 64;
+
+/// Folders inside folders that are searched.
+const DEPTH_MAX: usize = 16;
+
+/// A set of images on disk, all of one size.
+pub struct ImageSet {
+    path: PathBuf,
+    kind: Kind,
+}
+
+enum Kind {
+    Folder(Vec<PathBuf>),
+    Npz,
+    Parquet,
+}
+
+/// What a set turned out to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SetContent {
+    /// Images.
+    pub images: usize,
+    /// Width of every image in pixels.
+    pub width: u32,
+    /// Height of every image in pixels.
+    pub height: u32,
+    /// Images in each file format.
+    pub formats: BTreeMap<String, usize>,
+}
+
+impl ImageSet {
+    /// Opens a folder (searched recursively, in the order of names), an ADM `.npz` or a Parquet
+    /// file with an `image` column.
+    ///
+    /// # Errors
+    /// When there is nothing at `path`, nothing in it, or something else.
+    pub fn open(path: &Path) -> Result<Self> {
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let kind = if path.is_dir() {
+            let mut files = Vec::new();
+            list(path, DEPTH_MAX, &mut files)?;
+            files.sort();
+            if files.is_empty() {
+                return Err(SampleError::file(path, "holds no .png, .jpg, .jpeg or .webp files"));
+            }
+            Kind::Folder(files)
+        } else if !path.exists() {
+            return Err(SampleError::file(path, "does not exist"));
+        } else if extension == "npz" {
+            if !NpzFile::open(path)?.contains("arr_0") {
+                return Err(SampleError::file(path, "holds no images (arr_0)"));
+            }
+            Kind::Npz
+        } else if extension == "parquet" {
+            Kind::Parquet
+        } else {
+            return Err(SampleError::file(path, "is no folder, .npz or .parquet file"));
+        };
+        Ok(Self { path: path.to_path_buf(), kind })
+    }
+
+    /// Hands all images to `each` in batches of `batch`, in order.
+    ///
+    /// # Errors
+    /// For an image that cannot be decoded or is not of the first one's size, by name, and
+    /// whatever `each` returns.
+    pub fn for_batches(
+        &self,
+        batch: usize,
+        each: &mut dyn FnMut(&[RgbImage]) -> Result<()>,
+    ) -> Result<SetContent> {
+        let mut batches =
+            Batches { each, batch, pending: Vec::new(), content: SetContent::default() };
+        match &self.kind {
+            Kind::Folder(files) => {
+                for files in files.chunks(DECODE_FILES) {
+                    let read = |path: &PathBuf| {
+                        let bytes = std::fs::read(path).map_err(|e| SampleError::file(path, e))?;
+                        decoded(&bytes, || path.display().to_string())
+                    };
+                    let images: Vec<_> = files.par_iter().map(read).collect();
+                    for (image, path) in images.into_iter().zip(files) {
+                        let (image, format) = image?;
+                        batches.push(image, &format, || path.display().to_string())?;
+                    }
+                }
+            }
+            Kind::Npz => {
+                let mut npz = NpzImages::open(&self.path)?;
+                let (width, height) = (npz.width as u32, npz.height as u32);
+                npz.for_each(|i, pixels| {
+                    let image = RgbImage { width, height, pixels: pixels.to_vec() };
+                    batches.push(image, "npz", || format!("image {i}"))
+                })?;
+            }
+            Kind::Parquet => ParquetImages::open(&self.path)?.for_each(|row, bytes| {
+                let name = || format!("{} row {row}", self.path.display());
+                let (image, format) = decoded(bytes, name)?;
+                batches.push(image, &format, name)
+            })?,
+        }
+        batches.finish(&self.path)
+    }
+}
+
+/// Gathers images of one size into batches.
+struct Batches<'a> {
+    each: &'a mut dyn FnMut(&[RgbImage]) -> Result<()>,
+    batch: usize,
+    pending: Vec<RgbImage>,
+    content: SetContent,
+}
+
+impl Batches<'_> {
+    fn push(&mut self, image: RgbImage, format: &str, name: impl Fn() -> String) -> Result<()> {
+        let content = &mut self.content;
+        if content.images == 0 {
+            (content.width, content.height) = (image.width, image.height);
+        } else if (content.width, content.height) != (image.width, image.height) {
+            let reason = format!(
+                "is {}x{} where the images before it are {}x{}",
+                image.width, image.height, content.width, content.height
+            );
+            return Err(SampleError::file(name(), reason));
+        }
+        content.images += 1;
+        *content.formats.entry(format.to_string()).or_default() += 1;
+        self.pending.push(image);
+        if self.pending.len() == self.batch { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let images = std::mem::take(&mut self.pending);
+        if images.is_empty() { Ok(()) } else { (self.each)(&images) }
+    }
+
+    fn finish(mut self, path: &Path) -> Result<SetContent> {
+        self.flush()?;
+        match self.content.images {
+            0 => Err(SampleError::file(path, "holds no images")),
+            _ => Ok(self.content),
+        }
+    }
+}
+
+fn decoded(bytes: &[u8], name: impl Fn() -> String) -> Result<(RgbImage, String)> {
+    let image = decode(bytes, &Limits::default());
+    let format = Format::sniff(bytes).map(|format| format.to_string());
+    image.and_then(|image| Ok((image, format?))).map_err(|e| SampleError::file(name(), e))
+}
+
+fn list(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(|e| SampleError::file(folder, e))? {
+        let path = entry.map_err(|e| SampleError::file(folder, e))?.path();
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
+        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+        let image = extension.is_some_and(|e| ["png", "jpg", "jpeg", "webp"].contains(&e.as_str()));
+        if path.is_dir() && !hidden && depth > 0 {
+            list(&path, depth - 1, files)?;
+        } else if image && !hidden {
+            files.push(path);
+        }
+    }
+    Ok(())
+}

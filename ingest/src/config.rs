@@ -41,6 +41,8 @@ pub struct IngestConfig {
     /// Memory that the images being decoded may take together, in bytes. An image that needs
     /// more by itself is decoded alone.
     pub decode_bytes_max: u64,
+    /// Bytes of files from an object store that may wait for decoding.
+    pub fetch_bytes_max: u64,
     /// Sources with more entries are refused.
     pub entries_max: usize,
 }
@@ -63,6 +65,7 @@ impl Default for IngestConfig {
             bytes_max: 64 << 20,
             queue_images_max: 64,
             decode_bytes_max: 1 << 30,
+            fetch_bytes_max: 256 << 20,
             entries_max: 50_000_000,
         }
     }
@@ -117,6 +120,7 @@ impl IngestConfig {
             ("bytes_max", self.bytes_max),
             ("queue_images_max", self.queue_images_max as u64),
             ("decode_bytes_max", self.decode_bytes_max),
+            ("fetch_bytes_max", self.fetch_bytes_max),
             ("entries_max", self.entries_max as u64),
         ];
         match at_least_one.iter().find(|(_, value)| *value == 0) {

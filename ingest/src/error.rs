@@ -75,4 +75,9 @@ impl IngestError {
     pub(crate) fn source(source_uri: impl ToString, reason: impl ToString) -> Self {
         Self::Source { source_uri: source_uri.to_string(), reason: reason.to_string() }
     }
+
+    /// An [`IngestError::Labels`] of `path`.
+    pub(crate) fn labels(path: impl ToString, reason: impl ToString) -> Self {
+        Self::Labels { path: path.to_string(), reason: reason.to_string() }
+    }
 }

@@ -1,17 +1,21 @@
 //! The bounded, ordered stream of a source's images.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use sha2::{Digest, Sha256};
-use tokio::sync::oneshot;
+use tokio::sync::{SemaphorePermit, oneshot};
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::crop::crop;
 use crate::decode::{Format, Opened, contained};
 use crate::error::{IngestError, Result};
 use crate::image::RgbImage;
 use crate::skip::{Skip, SkipReason};
-use crate::source::{Entry, Source};
+use crate::source::{Entry, FETCH_PERMIT_BYTES, Source};
 
 /// What a stream yields for an entry: its image (once per view) or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,27 +104,69 @@ impl Source {
         }
     }
 
-    /// Queues an entry on the decoding threads. The work is dropped with its future.
+    /// Begins to produce an entry, whether or not the result is polled for. The work is dropped
+    /// with its future.
     fn start(self: &Arc<Self>, index: usize) -> impl Future<Output = Result<Item, Skip>> + 'static {
+        let source = Arc::clone(self);
+        let task = AbortOnDrop(tokio::spawn(async move {
+            let entry = &source.entries()[index];
+            let produced = match source.fetch_bytes(entry) {
+                None => source.decode_in_pool(index, None).await,
+                Some(bytes) => {
+                    // Held until the image is decoded.
+                    let _permit = source.fetch_permit(bytes).await;
+                    match source.fetch(index).await {
+                        Ok(content) => source.decode_in_pool(index, Some(content)).await,
+                        Err(reason) => Err(reason),
+                    }
+                }
+            };
+            produced.map_err(|reason| Skip { id: entry.id, key: entry.key.clone(), reason })
+        }));
+        async { task.await.expect("producing an image neither panics nor is cancelled") }
+    }
+
+    /// Waits until `bytes` more may be held; a file beyond the whole budget waits for all of it.
+    async fn fetch_permit(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let bytes = bytes.min(self.config.bytes_max).min(self.config.fetch_bytes_max);
+        let permits = (bytes / FETCH_PERMIT_BYTES).max(1) as u32;
+        self.fetch_budget.acquire_many(permits).await.ok()
+    }
+
+    /// The bytes of an entry in an object store.
+    async fn fetch(self: &Arc<Self>, index: usize) -> Result<Bytes, SkipReason> {
+        let source = Arc::clone(self);
+        tokio::task::spawn_blocking(move || source.read(&source.entries()[index]))
+            .await
+            .expect("reading neither panics nor is cancelled")
+    }
+
+    /// Produces an entry on the decoding threads, which also read it if `content` is not given.
+    async fn decode_in_pool(
+        self: &Arc<Self>,
+        index: usize,
+        content: Option<Bytes>,
+    ) -> Result<Item, SkipReason> {
         let (sender, receiver) = oneshot::channel();
         let source = Arc::clone(self);
         self.pool.spawn(move || {
             if !sender.is_closed() {
-                let entry = &source.entries()[index];
-                // Nobody waits any more if this fails.
-                let _ = sender.send(source.produce(entry).map_err(|reason| Skip {
-                    id: entry.id,
-                    key: entry.key.clone(),
-                    reason,
-                }));
+                // The receiver may have gone meanwhile, and then nobody wants the answer.
+                let _ = sender.send(source.produce(&source.entries()[index], content));
             }
         });
-        async { receiver.await.expect("a decoding thread answers while its stream listens") }
+        receiver.await.expect("a decoding thread answers while its stream listens")
     }
 
     /// Reads, decodes and crops one entry, on the calling thread.
-    fn produce(&self, entry: &Entry) -> Result<Item, SkipReason> {
-        let bytes = self.read(entry)?;
+    fn produce(&self, entry: &Entry, content: Option<Bytes>) -> Result<Item, SkipReason> {
+        if self.labels_required && entry.label.is_none() {
+            return Err(SkipReason::Unlabelled);
+        }
+        let bytes = match content {
+            Some(content) => content,
+            None => self.read(entry)?,
+        };
         let format = Format::sniff(&bytes)?;
         contained(format, || self.process(entry, &bytes))
     }
@@ -128,7 +174,7 @@ impl Source {
     fn process(&self, entry: &Entry, bytes: &[u8]) -> Result<Item, SkipReason> {
         let opened = Opened::new(bytes, &self.limits())?;
         let (width, height) = (opened.width, opened.height);
-        let reservation = self.budget.reserve(opened.working_bytes);
+        let reservation = self.decode_budget.reserve(opened.working_bytes);
         let decoded = opened.decode(self.config.exif_orientation)?;
         let seed = self.config.seed ^ entry.id.wrapping_mul(0xd134_2543_de82_ef95);
         let image = crop(decoded, self.config.size, self.config.crop, seed);
@@ -143,5 +189,22 @@ impl Source {
             view: 0,
             image,
         })
+    }
+}
+
+/// A task that ends with its handle.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Future for AbortOnDrop<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

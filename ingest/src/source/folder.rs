@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::Listed;
+use super::archive::ArchiveFormat;
+use super::{Listed, Location};
 use crate::error::{IngestError, Result};
 
 /// Extensions under which images are kept. What a file really is, its first bytes tell; a file
@@ -12,16 +13,24 @@ use crate::error::{IngestError, Result};
 const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"];
 
 /// Whether `name` ends like an image file.
-pub(crate) fn is_image_name(name: &str) -> bool {
+pub(super) fn is_image_name(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, extension)| {
         EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
     })
 }
 
-/// All image files under `root`, in no particular order. Links are followed; names that start
-/// with a dot are passed over.
-pub(super) fn list(root: &Path, entries_max: usize) -> Result<Vec<Listed>> {
-    let mut listed = Vec::new();
+/// What a folder holds.
+#[derive(Default)]
+pub(super) struct FolderListing {
+    pub(super) images: Vec<Listed>,
+    /// Keys of archives.
+    pub(super) archives: Vec<String>,
+}
+
+/// All image files and archives under `root`, in no particular order. Links are followed; names
+/// that start with a dot are passed over.
+pub(super) fn list(root: &Path, entries_max: usize) -> Result<FolderListing> {
+    let mut listing = FolderListing::default();
     let mut folders = vec![(root.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = folders.pop() {
         let failed = |error: io::Error| IngestError::source(folder.display(), error);
@@ -35,13 +44,18 @@ pub(super) fn list(root: &Path, entries_max: usize) -> Result<Vec<Listed>> {
             if is_folder(&entry, &folder).map_err(failed)? {
                 folders.push((path, format!("{prefix}{text}/")));
             } else if is_image_name(&text) {
-                let odd_path = name.to_str().is_none().then(|| path.into_boxed_path());
-                listed.push(Listed { key: format!("{prefix}{text}"), odd_path, label: None });
+                let location = match name.to_str() {
+                    Some(_) => Location::Key,
+                    None => Location::Path(path.into_boxed_path()),
+                };
+                listing.images.push(Listed::new(format!("{prefix}{text}"), location));
+            } else if ArchiveFormat::of(&text).is_some() {
+                listing.archives.push(format!("{prefix}{text}"));
             }
-            super::check_count(&root.display(), listed.len(), entries_max)?;
+            super::check_count(&root.display(), listing.images.len(), entries_max)?;
         }
     }
-    Ok(listed)
+    Ok(listing)
 }
 
 /// Whether to descend into `entry`: not into a link to a folder that holds it, and a broken

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::Listed;
+use super::{Listed, Location};
 use crate::error::{IngestError, Result};
 
 /// The lines of the list at `path`: a file path, absolute or relative to the list's folder,
@@ -24,7 +24,7 @@ pub(super) fn list(path: &Path, entries_max: usize) -> Result<Vec<Listed>> {
                 (key, Some(label))
             }
         };
-        listed.push(Listed { key: key.to_owned(), odd_path: None, label });
+        listed.push(Listed { label, ..Listed::new(key.to_owned(), Location::Key) });
         super::check_count(&path.display(), listed.len(), entries_max)?;
     }
     Ok(listed)

@@ -1,20 +1,35 @@
 //! What images a source holds, under which names and labels.
 
-pub(crate) mod folder;
+mod archive;
+mod blob;
+mod folder;
+mod labels;
 mod list;
+mod parquet;
+mod read;
+mod store;
+mod tar;
+mod zip;
 
 use std::fmt::Display;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
+use self::archive::ArchiveFormat;
+use self::blob::{Blob, Object};
+use self::labels::Labels;
+use self::parquet::{RowAt, RowGroups};
+use self::store::Remote;
+use self::zip::{DATASET_JSON, Zipped};
 use crate::budget::Budget;
 use crate::config::IngestConfig;
 use crate::decode::Limits;
 use crate::error::{IngestError, Result};
-use crate::skip::SkipReason;
 
 /// An opened source: its sorted listing, and the threads that decode its images.
 ///
@@ -24,21 +39,44 @@ use crate::skip::SkipReason;
 /// |---|---|---|
 /// | a folder | every image file beneath it | its top-level folder, numbered in sorted order |
 /// | a `.txt` file | one path a line, relative to the list | after a tab, else as in a folder |
+/// | a `.tar` | its image members | WebDataset's `.cls` members, else as in a folder |
+/// | a `.zip` | its image members | EDM's `dataset.json`, else as in a folder |
+/// | a `.parquet` | its rows, images in a struct with a field `bytes` | the column `label` |
+/// | a folder of archives | theirs, keys prefixed with the archive's | theirs |
 ///
-/// Memory while streaming stays below `decode_bytes_max` (or the needs of a single image, if
-/// they are greater) + `threads * bytes_max` for the files being read +
-/// `queue_images_max * 3 * size^2` for finished images, twice that with `flip`.
+/// All but lists may be `s3://`, `gs://` and `az://` URIs. A `dataset.json` at the top of a
+/// folder labels it as one in a zip does. A label file in the configuration replaces all this,
+/// and then an image that it does not name is a skip.
+///
+/// Archives are never unpacked: one pass over their directories at opening, then reads of the
+/// members asked for. A Parquet row costs its whole row group unless that is one of the last
+/// few read, so such sources want to be read nearly in order.
+///
+/// Memory while streaming stays below the sum of `decode_bytes_max` (or the needs of a single
+/// image, if they are greater), `threads * bytes_max` for files being read, `fetch_bytes_max`
+/// for objects fetched ahead, four row groups of Parquet sources, and
+/// `queue_images_max * 3 * size^2` for finished images (twice that with `flip`).
 pub struct Source {
     pub(crate) config: IngestConfig,
     pub(crate) pool: ThreadPool,
-    pub(crate) budget: Budget,
+    pub(crate) decode_budget: Budget,
+    /// Permits of [`FETCH_PERMIT_BYTES`] each.
+    pub(crate) fetch_budget: Semaphore,
+    /// Whether an image without a label is a skip.
+    pub(crate) labels_required: bool,
+    /// What keys are relative to.
     root: PathBuf,
+    archives: Vec<Blob>,
+    row_groups: RowGroups,
     entries: Vec<Entry>,
     classes: Vec<String>,
 }
 
+/// Granularity at which fetched bytes are accounted for.
+pub(crate) const FETCH_PERMIT_BYTES: u64 = 4096;
+
 /// One image of a source.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Entry {
     /// Position in the listing, which is sorted by key.
     pub id: u64,
@@ -46,15 +84,53 @@ pub struct Entry {
     pub key: String,
     /// Class, where the source or a label file tells it.
     pub label: Option<u32>,
-    /// The path of a file whose name is not UTF-8, so that the key does not lead to it.
-    odd_path: Option<Box<Path>>,
+    location: Location,
+}
+
+/// Where the bytes of an entry are.
+#[derive(Clone)]
+enum Location {
+    /// In the file that the key leads to from the source's root.
+    Key,
+    /// In a file whose name is not UTF-8, so that the key does not lead to it.
+    Path(Box<Path>),
+    /// An object of its own.
+    Object { object: Box<Object>, bytes: u64 },
+    /// A stretch of an archive.
+    Member { archive: u32, offset: u64, length: u64 },
+    /// A zip member.
+    Zipped { archive: u32, zipped: Zipped },
+    /// A row of a Parquet file.
+    Row { archive: u32, row: RowAt },
 }
 
 /// What a reader of sources finds, before it is sorted and labelled.
 struct Listed {
     key: String,
-    odd_path: Option<Box<Path>>,
+    location: Location,
     label: Option<u32>,
+    /// The top-level folder, within the archive if it is in one.
+    folder: Option<String>,
+}
+
+impl Listed {
+    fn new(key: String, location: Location) -> Self {
+        let folder = key
+            .split_once('/')
+            .map(|(folder, _)| folder.to_owned())
+            .filter(|folder| !folder.is_empty());
+        Self { key, location, label: None, folder }
+    }
+}
+
+/// All that opening a source finds.
+#[derive(Default)]
+struct Listing {
+    root: PathBuf,
+    archives: Vec<Blob>,
+    images: Vec<Listed>,
+    labels: Option<Labels>,
+    classes: Vec<String>,
 }
 
 impl Source {
@@ -72,11 +148,20 @@ impl Source {
     }
 
     fn open_blocking(config: IngestConfig) -> Result<Self> {
-        let (root, listed) = list_local(Path::new(&config.source), config.entries_max)?;
-        if listed.is_empty() {
+        let mut listing = if store::is_remote(&config.source) {
+            list_remote(&config.source, &config)?
+        } else {
+            list_local(Path::new(&config.source), config.entries_max)?
+        };
+        if listing.images.is_empty() {
             return Err(IngestError::source(&config.source, "it holds no images"));
         }
-        let (entries, classes) = label(listed, &config)?;
+        if let Some(path) = &config.labels {
+            listing.labels = Some(labels::read(path)?);
+        }
+        let labels_required = listing.labels.as_ref().is_some_and(|l| !l.by_key.is_empty());
+        let classes = label(&mut listing, &config)?;
+        let entries = number(listing.images, &config.source)?;
         let pool = ThreadPoolBuilder::new()
             .num_threads(config.threads)
             .thread_name(|index| format!("ingest-{index}"))
@@ -89,8 +174,19 @@ impl Source {
             threads = pool.current_num_threads(),
             "listed"
         );
-        let budget = Budget::new(config.decode_bytes_max);
-        Ok(Self { config, pool, budget, root, entries, classes })
+        let permits = (config.fetch_bytes_max / FETCH_PERMIT_BYTES).max(1);
+        Ok(Self {
+            pool,
+            decode_budget: Budget::new(config.decode_bytes_max),
+            fetch_budget: Semaphore::new((permits as usize).min(u32::MAX as usize)),
+            labels_required,
+            root: listing.root,
+            archives: listing.archives,
+            row_groups: RowGroups::default(),
+            entries,
+            classes,
+            config,
+        })
     }
 
     /// The listing, sorted by key.
@@ -107,19 +203,9 @@ impl Source {
     pub(crate) fn limits(&self) -> Limits {
         Limits { pixels_max: self.config.pixels_max }
     }
-
-    /// The bytes of `entry`.
-    pub(crate) fn read(&self, entry: &Entry) -> Result<Vec<u8>, SkipReason> {
-        let path = match &entry.odd_path {
-            Some(path) => path.to_path_buf(),
-            None => self.root.join(&entry.key),
-        };
-        read_file(&path, self.config.bytes_max)
-    }
 }
 
-/// Lists a local source; with it, the folder that its keys are relative to.
-fn list_local(path: &Path, entries_max: usize) -> Result<(PathBuf, Vec<Listed>)> {
+fn list_local(path: &Path, entries_max: usize) -> Result<Listing> {
     let metadata = fs::metadata(path).map_err(|error| {
         IngestError::source(
             path.display(),
@@ -129,55 +215,160 @@ fn list_local(path: &Path, entries_max: usize) -> Result<(PathBuf, Vec<Listed>)>
             },
         )
     })?;
+    let name = path.to_string_lossy();
     if metadata.is_dir() {
-        return Ok((path.to_path_buf(), folder::list(path, entries_max)?));
+        let found = folder::list(path, entries_max)?;
+        if found.images.is_empty() {
+            let archives = found.archives.into_iter();
+            let archives = archives.map(|key| (Blob::File(path.join(&key)), key)).collect();
+            return list_archives(archives, entries_max);
+        }
+        let dataset_json = path.join(DATASET_JSON);
+        let labels = dataset_json.exists().then(|| labels::read(&dataset_json)).transpose()?;
+        let root = path.to_path_buf();
+        return Ok(Listing { root, images: found.images, labels, ..Listing::default() });
     }
-    if path.extension().is_some_and(|extension| extension == "txt") {
+    if let Some(format) = ArchiveFormat::of(&name) {
+        return list_archive(Blob::File(path.to_path_buf()), format, entries_max);
+    }
+    if name.ends_with(".txt") {
         let root = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        return Ok((root, list::list(path, entries_max)?));
+        let images = list::list(path, entries_max)?;
+        let classes = numbered_classes(&name, images.iter().filter_map(|image| image.label))?;
+        return Ok(Listing { root, images, classes, ..Listing::default() });
     }
-    Err(IngestError::source(path.display(), "it is neither a folder nor a .txt list of files"))
+    let reason = "it is neither a folder, a .txt list, nor a .tar, .zip or .parquet archive";
+    Err(IngestError::source(path.display(), reason))
 }
 
-/// Sorts by key, numbers, and gives every entry its class.
-fn label(mut listed: Vec<Listed>, config: &IngestConfig) -> Result<(Vec<Entry>, Vec<String>)> {
-    listed.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    if let Some(pair) = listed.windows(2).find(|pair| pair[0].key == pair[1].key) {
+fn list_remote(uri: &str, config: &IngestConfig) -> Result<Listing> {
+    let runtime = Handle::current();
+    let remote = Remote::open(uri)?;
+    if let Some(format) = ArchiveFormat::of(uri) {
+        return list_archive(Blob::Object(remote.itself(&runtime)), format, config.entries_max);
+    }
+    let found = runtime.block_on(remote.list(config.entries_max))?;
+    let (images, others): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|found| folder::is_image_name(&found.key));
+    if images.is_empty() {
+        let archives = others.into_iter().filter(|found| ArchiveFormat::of(&found.key).is_some());
+        let archives = archives
+            .map(|found| (Blob::Object(remote.object(found.path, &runtime)), found.key))
+            .collect();
+        return list_archives(archives, config.entries_max);
+    }
+    let images = images
+        .into_iter()
+        .map(|found| {
+            let object = Box::new(remote.object(found.path, &runtime));
+            Listed::new(found.key, Location::Object { object, bytes: found.bytes })
+        })
+        .collect();
+    Ok(Listing { images, ..Listing::default() })
+}
+
+/// A source that is one archive: its members' names are the keys.
+fn list_archive(archive: Blob, format: ArchiveFormat, entries_max: usize) -> Result<Listing> {
+    let found = format.list(&archive, 0, entries_max)?;
+    Ok(Listing {
+        archives: vec![archive],
+        images: found.images,
+        labels: found.labels,
+        classes: found.classes,
+        ..Listing::default()
+    })
+}
+
+/// A source of several archives: keys are prefixed with the archive's.
+fn list_archives(mut archives: Vec<(Blob, String)>, entries_max: usize) -> Result<Listing> {
+    archives.sort_unstable_by(|(_, a), (_, b)| a.cmp(b));
+    let mut listing = Listing::default();
+    for (number, (archive, prefix)) in (0..).zip(archives) {
+        let Some(format) = ArchiveFormat::of(&prefix) else { continue };
+        let found = format.list(&archive, number, entries_max)?;
+        if let Some(labels) = found.labels {
+            let all = listing.labels.get_or_insert_default();
+            let by_key = labels.by_key.into_iter();
+            all.by_key.extend(by_key.map(|(key, label)| (format!("{prefix}/{key}"), label)));
+            if all.classes.len() < labels.classes.len() {
+                all.classes = labels.classes;
+            }
+        }
+        listing.images.extend(found.images.into_iter().map(|mut image| {
+            image.key = format!("{prefix}/{}", image.key);
+            image
+        }));
+        if listing.classes.len() < found.classes.len() {
+            listing.classes = found.classes;
+        }
+        listing.archives.push(archive);
+        check_count(&prefix, listing.images.len(), entries_max)?;
+    }
+    Ok(listing)
+}
+
+/// Gives every image its class; returns the classes' names.
+fn label(listing: &mut Listing, config: &IngestConfig) -> Result<Vec<String>> {
+    let images = &mut listing.images;
+    if let Some(labels) = &listing.labels {
+        for image in images {
+            image.label = labels.by_key.get(&image.key).copied();
+        }
+        return Ok(labels.classes.clone());
+    }
+    if images.iter().any(|image| image.label.is_some()) {
+        let named = listing.classes.len() as u32;
+        if images.iter().filter_map(|image| image.label).all(|label| label < named) {
+            return Ok(std::mem::take(&mut listing.classes));
+        }
+        return numbered_classes(&config.source, images.iter().filter_map(|image| image.label));
+    }
+    if !config.class_folders {
+        return Ok(Vec::new());
+    }
+    let mut classes: Vec<String> = images.iter().filter_map(|image| image.folder.clone()).collect();
+    classes.sort_unstable();
+    classes.dedup();
+    for image in images {
+        image.label = image
+            .folder
+            .as_ref()
+            .and_then(|folder| classes.binary_search(folder).ok())
+            .map(|class| class as u32);
+    }
+    Ok(classes)
+}
+
+/// Sorts by key and numbers.
+fn number(mut images: Vec<Listed>, source: &str) -> Result<Vec<Entry>> {
+    images.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    if let Some(pair) = images.windows(2).find(|pair| pair[0].key == pair[1].key) {
         return Err(IngestError::Member {
-            archive: config.source.clone(),
+            archive: source.to_owned(),
             member: pair[0].key.clone(),
             reason: "it is there twice".into(),
         });
     }
-    let classes = if let Some(max) = listed.iter().filter_map(|found| found.label).max() {
-        (0..=max).map(|label| label.to_string()).collect()
-    } else if config.class_folders {
-        label_by_folder(&mut listed)
-    } else {
-        Vec::new()
-    };
-    let entries = (0..)
-        .zip(listed)
-        .map(|(id, Listed { key, odd_path, label })| Entry { id, key, label, odd_path })
-        .collect();
-    Ok((entries, classes))
+    let entry = |(id, Listed { key, location, label, .. })| Entry { id, key, label, location };
+    Ok((0..).zip(images).map(entry).collect())
 }
 
-/// Numbers the top-level folders in sorted order, as everyone does for ImageNet.
-fn label_by_folder(listed: &mut [Listed]) -> Vec<String> {
-    let folder_of = |key: &str| {
-        key.split_once('/').map(|(folder, _)| folder.to_owned()).filter(|name| !name.is_empty())
-    };
-    let mut classes: Vec<String> =
-        listed.iter().filter_map(|found| folder_of(&found.key)).collect();
-    classes.sort_unstable();
-    classes.dedup();
-    for found in listed {
-        found.label = folder_of(&found.key)
-            .and_then(|folder| classes.binary_search(&folder).ok())
-            .map(|class| class as u32);
+/// More classes than this are taken for a mistake.
+const CLASSES_MAX: u32 = 1 << 20;
+
+/// Names for classes that are only numbered: the numbers.
+fn numbered_classes(
+    source: &dyn Display,
+    labels: impl Iterator<Item = u32>,
+) -> Result<Vec<String>> {
+    match labels.max() {
+        Some(max) if max >= CLASSES_MAX => {
+            let reason = format!("class {max} is beyond the {CLASSES_MAX} classes allowed");
+            Err(IngestError::source(source, reason))
+        }
+        Some(max) => Ok((0..=max).map(|label| label.to_string()).collect()),
+        None => Ok(Vec::new()),
     }
-    classes
 }
 
 fn check_count(source: &dyn Display, count: usize, entries_max: usize) -> Result<()> {
@@ -185,24 +376,4 @@ fn check_count(source: &dyn Display, count: usize, entries_max: usize) -> Result
         return Ok(());
     }
     Err(IngestError::source(source, format!("more than entries_max = {entries_max} entries")))
-}
-
-/// Reads a file of at most `bytes_max` bytes, whatever its length claims to be.
-fn read_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, SkipReason> {
-    let unreadable = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => SkipReason::Vanished,
-        _ => SkipReason::Unreadable { detail: error.to_string() },
-    };
-    let file = fs::File::open(path).map_err(unreadable)?;
-    let bytes = file.metadata().map_err(unreadable)?.len();
-    if bytes > bytes_max {
-        return Err(SkipReason::TooManyBytes { bytes, bytes_max });
-    }
-    let mut content = Vec::with_capacity(bytes as usize);
-    // A file may grow between the two calls; one byte more than allowed tells.
-    file.take(bytes_max + 1).read_to_end(&mut content).map_err(unreadable)?;
-    if content.len() as u64 > bytes_max {
-        return Err(SkipReason::TooManyBytes { bytes: content.len() as u64, bytes_max });
-    }
-    Ok(content)
 }

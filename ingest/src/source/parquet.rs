@@ -1,0 +1,205 @@
+//! Parquet files with embedded images, in the layout of Hugging Face datasets.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Int64Type, Schema};
+use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::reader::{ChunkReader, Length};
+
+use super::archive::ArchiveListing;
+use super::blob::{Blob, BlobReader};
+use super::{Listed, Location};
+use crate::error::{IngestError, Result};
+use crate::skip::SkipReason;
+
+/// The largest row group whose images are read.
+const ROW_GROUP_BYTES_MAX: i64 = 1 << 30;
+/// Row groups kept decoded, for readers that go through a file in order.
+const ROW_GROUPS_CACHED: usize = 4;
+/// Rows of labels read at a time.
+const LABEL_BATCH_ROWS: usize = 1 << 16;
+
+/// A row of a Parquet file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RowAt {
+    row_group: u32,
+    /// Position in the row group.
+    row: u32,
+}
+
+/// Lists the rows of a Parquet file, and reads their labels: an integer column `label`, whose
+/// class names may stand in the schema's `huggingface` metadata.
+pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<ArchiveListing> {
+    let failed = |error: &dyn std::fmt::Display| IngestError::source(blob, error);
+    let builder = open(blob).map_err(|error| failed(&error))?;
+    image_column(builder.schema()).ok_or_else(|| {
+        failed(&"it has no column of images, a struct with a binary field `bytes`")
+    })?;
+    let rows = builder.metadata().row_groups().iter().map(|group| group.num_rows() as usize);
+    let row_counts: Vec<usize> = rows.collect();
+    let total = row_counts.iter().try_fold(0_usize, |sum, rows| sum.checked_add(*rows));
+    super::check_count(blob, total.unwrap_or(usize::MAX), entries_max)?;
+
+    let mut listing =
+        ArchiveListing { classes: class_names(builder.schema()), ..Default::default() };
+    for (row_group, rows) in (0..).zip(row_counts) {
+        for row in 0..rows as u32 {
+            let key = format!("{:08}", listing.images.len());
+            let location = Location::Row { archive: number, row: RowAt { row_group, row } };
+            listing.images.push(Listed::new(key, location));
+        }
+    }
+    let Some(label) = builder.schema().column_with_name("label").map(|(index, _)| index) else {
+        return Ok(listing);
+    };
+    let mask = ProjectionMask::roots(builder.parquet_schema(), [label]);
+    let batches = builder
+        .with_projection(mask)
+        .with_batch_size(LABEL_BATCH_ROWS)
+        .build()
+        .map_err(|error| failed(&error))?;
+    let mut images = listing.images.iter_mut();
+    for batch in batches {
+        let batch = batch.map_err(|error| failed(&error))?;
+        let labels = cast(batch.column(0), &DataType::Int64)
+            .map_err(|_| failed(&"its column `label` does not hold integers"))?;
+        for (label, image) in labels.as_primitive::<Int64Type>().iter().zip(&mut images) {
+            // Hugging Face writes -1 where a label is withheld.
+            image.label = label.and_then(|label| u32::try_from(label).ok());
+        }
+    }
+    Ok(listing)
+}
+
+/// Position of the first struct column with a binary field `bytes`.
+fn image_column(schema: &Schema) -> Option<usize> {
+    schema.fields().iter().position(|field| match field.data_type() {
+        DataType::Struct(fields) => fields.iter().any(|child| {
+            child.name() == "bytes"
+                && matches!(child.data_type(), DataType::Binary | DataType::LargeBinary)
+        }),
+        _ => false,
+    })
+}
+
+/// Class names of a `ClassLabel` feature `label` in Hugging Face's schema metadata.
+fn class_names(schema: &Schema) -> Vec<String> {
+    let features = schema.metadata().get("huggingface").and_then(|text| {
+        let info: serde_json::Value = serde_json::from_str(text).ok()?;
+        serde_json::from_value(info.pointer("/info/features/label/names")?.clone()).ok()
+    });
+    features.unwrap_or_default()
+}
+
+fn open(blob: &Blob) -> ParquetResult<ParquetRecordBatchReaderBuilder<ParquetBlob>> {
+    let length = blob.length()?;
+    ParquetRecordBatchReaderBuilder::try_new(ParquetBlob { blob: blob.clone(), length })
+}
+
+/// The images of recently used row groups.
+#[derive(Default)]
+pub(crate) struct RowGroups {
+    /// Most recently used last.
+    recent: Mutex<Vec<((u32, u32), Arc<RowGroup>)>>,
+}
+
+type RowGroup = OnceLock<Result<BinaryArray, String>>;
+
+impl RowGroups {
+    /// The bytes of the image in `at` of archive `number`, which is `blob`. Blocks; a row costs
+    /// its whole row group, unless that is among the last few used.
+    pub(super) fn read(&self, blob: &Blob, number: u32, at: RowAt) -> Result<Bytes, SkipReason> {
+        let group = self.group((number, at.row_group));
+        let unreadable = |detail: &str| SkipReason::Unreadable { detail: detail.to_owned() };
+        let images = group
+            .get_or_init(|| {
+                read_group(blob, at.row_group as usize).map_err(|error| error.to_string())
+            })
+            .as_ref()
+            .map_err(|detail| unreadable(detail))?;
+        let row = at.row as usize;
+        if row >= images.len() || images.is_null(row) {
+            return Err(unreadable("the row holds no image"));
+        }
+        Ok(Bytes::copy_from_slice(images.value(row)))
+    }
+
+    fn group(&self, key: (u32, u32)) -> Arc<RowGroup> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let group = match recent.iter().position(|(cached, _)| *cached == key) {
+            Some(index) => recent.remove(index).1,
+            None => Arc::default(),
+        };
+        if recent.len() == ROW_GROUPS_CACHED {
+            recent.remove(0);
+        }
+        recent.push((key, Arc::clone(&group)));
+        group
+    }
+}
+
+fn read_group(blob: &Blob, row_group: usize) -> ParquetResult<BinaryArray> {
+    let builder = open(blob)?;
+    let broken = |detail: &str| ParquetError::General(detail.to_owned());
+    let column =
+        image_column(builder.schema()).ok_or_else(|| broken("the column of images is gone"))?;
+    let group = builder
+        .metadata()
+        .row_groups()
+        .get(row_group)
+        .ok_or_else(|| broken("the row group is gone"))?;
+    if group.total_byte_size() > ROW_GROUP_BYTES_MAX {
+        return Err(broken("the row group is larger than 1 GiB"));
+    }
+    let rows = group.num_rows() as usize;
+    let mask = ProjectionMask::roots(builder.parquet_schema(), [column]);
+    let reader = builder
+        .with_row_groups(vec![row_group])
+        .with_projection(mask)
+        .with_batch_size(rows.max(1))
+        .build()?;
+    let schema = arrow::array::RecordBatchReader::schema(&reader);
+    let batches = reader.collect::<Result<Vec<RecordBatch>, _>>()?;
+    let batch = concat_batches(&schema, &batches)?;
+    let images: &ArrayRef = batch
+        .column(0)
+        .as_struct_opt()
+        .and_then(|image| image.column_by_name("bytes"))
+        .ok_or_else(|| broken("the column of images has no field `bytes`"))?;
+    Ok(cast(images, &DataType::Binary)?.as_binary().clone())
+}
+
+/// A blob as the parquet crate reads files.
+struct ParquetBlob {
+    blob: Blob,
+    length: u64,
+}
+
+impl Length for ParquetBlob {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for ParquetBlob {
+    type T = BlobReader;
+
+    fn get_read(&self, start: u64) -> ParquetResult<BlobReader> {
+        let mut reader = BlobReader::new(self.blob.clone())?;
+        std::io::Seek::seek(&mut reader, std::io::SeekFrom::Start(start))?;
+        Ok(reader)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
+        let bytes = self.blob.read_range(start..start.saturating_add(length as u64))?;
+        if bytes.len() != length {
+            return Err(ParquetError::EOF(format!("{} ends early", self.blob)));
+        }
+        Ok(bytes)
+    }
+}

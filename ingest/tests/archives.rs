@@ -1,0 +1,311 @@
+//! Archives, local and through an object store, against the same images as plain files.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
+use arrow::datatypes::{DataType, Field, Fields, Schema};
+use futures::StreamExt;
+use lapflow_ingest::{IngestConfig, Item, Outcome, Source};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
+use zip::write::SimpleFileOptions;
+
+/// Eight PNGs of different sizes, of classes `bird` and `cat` in turn.
+fn images() -> Vec<(String, Vec<u8>)> {
+    (0..8_u32)
+        .map(|index| {
+            let mut png = std::io::Cursor::new(Vec::new());
+            image::RgbImage::from_fn(40 + 9 * index, 50, |x, y| {
+                image::Rgb([(x * y) as u8, (x + index) as u8, y as u8])
+            })
+            .write_to(&mut png, image::ImageFormat::Png)
+            .expect("PNG into memory");
+            let class = if index % 2 == 0 { "bird" } else { "cat" };
+            (format!("{class}/{index}.png"), png.into_inner())
+        })
+        .collect()
+}
+
+fn tar_bytes(members: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, content) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        // Written by hand, since the builder itself refuses names that lead out.
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        tar.append(&header, content.as_slice()).expect("into memory");
+    }
+    tar.into_inner().expect("into memory")
+}
+
+fn zip_bytes(members: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let methods = [zip::CompressionMethod::Stored, zip::CompressionMethod::Deflated];
+    for ((name, content), method) in members.iter().zip(methods.iter().cycle()) {
+        let options = SimpleFileOptions::default().compression_method(*method);
+        zip.start_file(name, options).expect("into memory");
+        zip.write_all(content).expect("into memory");
+    }
+    zip.finish().expect("into memory").into_inner()
+}
+
+/// Hugging Face's layout, three rows a row group, snappy.
+fn parquet_bytes(images: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(_, b)| b)));
+    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|(k, _)| k)));
+    let fields = Fields::from(vec![
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("path", DataType::Utf8, true),
+    ]);
+    let column: ArrayRef = Arc::new(StructArray::new(fields.clone(), vec![bytes, paths], None));
+    let labels: ArrayRef =
+        Arc::new(Int64Array::from_iter_values((0..images.len() as i64).map(|i| i % 2)));
+    let info =
+        r#"{"info": {"features": {"label": {"names": ["bird", "cat"], "_type": "ClassLabel"}}}}"#;
+    let schema = Arc::new(Schema::new_with_metadata(
+        vec![
+            Field::new("image", DataType::Struct(fields), true),
+            Field::new("label", DataType::Int64, true),
+        ],
+        std::collections::HashMap::from([("huggingface".to_owned(), info.to_owned())]),
+    ));
+    let properties = WriterProperties::builder()
+        .set_max_row_group_row_count(Some(3))
+        .set_compression(Compression::SNAPPY)
+        .build();
+    let mut writer =
+        ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), Some(properties)).expect("a writer");
+    writer
+        .write(&RecordBatch::try_new(schema, vec![column, labels]).expect("a batch"))
+        .expect("written");
+    writer.into_inner().expect("into memory")
+}
+
+fn write(folder: &Path, name: &str, content: &[u8]) -> String {
+    let path = folder.join(name);
+    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+    fs::write(&path, content).expect("a file");
+    path.display().to_string()
+}
+
+async fn open(source: &str) -> Result<Arc<Source>, String> {
+    let config = IngestConfig {
+        source: source.to_owned(),
+        size: 32,
+        skip_fraction_max: 1.0,
+        ..IngestConfig::default()
+    };
+    Source::open(&config).await.map(Arc::new).map_err(|error| error.to_string())
+}
+
+/// The images of a source in a shuffled order, and what was skipped.
+async fn read(source: &Arc<Source>) -> (Vec<Item>, Vec<String>) {
+    let count = source.entries().len();
+    let order = (0..count).map(|step| (step * 5 + 3) % count).collect();
+    let outcomes: Vec<_> = source.stream(order).collect().await;
+    let (mut items, mut skips) = (Vec::new(), Vec::new());
+    for outcome in outcomes {
+        match outcome.expect("the job goes on") {
+            Outcome::Image(item) => items.push(item),
+            Outcome::Skip(skip) => skips.push(format!("{}: {}", skip.key, skip.reason)),
+        }
+    }
+    items.sort_by_key(|item| item.id);
+    (items, skips)
+}
+
+#[tokio::test]
+async fn every_container_yields_the_same_images_and_classes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let images = images();
+    let plain = folder.path().join("plain");
+    for (key, content) in &images {
+        write(&plain, key, content);
+    }
+    let (expected, _) = read(&open(&plain.display().to_string()).await.expect("opens")).await;
+    assert_eq!(expected.len(), 8);
+
+    let tar = write(folder.path(), "a.tar", &tar_bytes(&images));
+    let zip = write(folder.path(), "a.zip", &zip_bytes(&images));
+    let parquet = write(folder.path(), "a.parquet", &parquet_bytes(&images));
+    for path in [plain.display().to_string(), tar, zip, parquet] {
+        for source in [path.clone(), format!("file://{path}")] {
+            let source = open(&source).await.unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(source.classes(), ["bird", "cat"], "{path}");
+            let (items, skips) = read(&source).await;
+            assert_eq!(skips, [""; 0], "{path}");
+            let by_digest = |item: &Item| (item.sha256, item.label, item.width, item.image.clone());
+            let mut found: Vec<_> = items.iter().map(by_digest).collect();
+            let mut wanted: Vec<_> = expected.iter().map(by_digest).collect();
+            found.sort_by_key(|item| item.0);
+            wanted.sort_by_key(|item| item.0);
+            assert!(found == wanted, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn webdataset_shards_carry_their_labels_and_prefix_their_keys() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let images = images();
+    for (shard, images) in images.chunks(4).enumerate() {
+        let mut members = Vec::new();
+        for (index, (_, content)) in images.iter().enumerate() {
+            members.push((
+                format!("{index:04}.cls"),
+                format!("{}\n", 10 * shard + index).into_bytes(),
+            ));
+            members.push((format!("{index:04}.jpg"), content.clone()));
+        }
+        write(folder.path(), &format!("train-{shard}.tar"), &tar_bytes(&members));
+    }
+    let source = open(&folder.path().display().to_string()).await.expect("opens");
+    let found: Vec<_> = source.entries().iter().map(|e| (e.key.as_str(), e.label)).collect();
+    assert_eq!(found[0], ("train-0.tar/0000.jpg", Some(0)));
+    assert_eq!(found[7], ("train-1.tar/0003.jpg", Some(13)));
+    assert_eq!(source.classes().len(), 14);
+    assert_eq!(read(&source).await.0.len(), 8);
+}
+
+#[tokio::test]
+async fn dataset_json_labels_a_zip() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut members = images();
+    let labels: Vec<_> = members.iter().skip(1).map(|(key, _)| (key.clone(), key.len())).collect();
+    let json = serde_json::json!({ "labels": labels });
+    members.push(("dataset.json".into(), json.to_string().into_bytes()));
+    let source = open(&write(folder.path(), "edm.zip", &zip_bytes(&members))).await.expect("opens");
+    let labels: Vec<_> = source.entries().iter().map(|entry| entry.label).collect();
+    assert_eq!(labels[..2], [None, Some(10)]);
+    let (items, skips) = read(&source).await;
+    assert_eq!(items.len(), 7);
+    assert_eq!(skips, ["bird/0.png: the label file does not name it"]);
+}
+
+#[tokio::test]
+async fn names_that_lead_out_of_an_archive_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["../evil.png", "/etc/evil.png", "a/../../evil.png", "a\\..\\evil.png"] {
+        let members = [(name.to_owned(), vec![1, 2, 3])];
+        for (file, bytes) in [("e.tar", tar_bytes(&members)), ("e.zip", zip_bytes(&members))] {
+            let path = write(folder.path(), file, &bytes);
+            let error = open(&path).await.err().unwrap_or_else(|| panic!("{file} {name} opened"));
+            let shown = name.escape_debug();
+            assert_eq!(error, format!("{path}: member {shown}: its name leads out of the archive"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn broken_archives_are_named_and_cut_members_are_skipped() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let images = images();
+    let whole = tar_bytes(&images);
+    // Inside the last image: the archive opens, that image is skipped.
+    let cut = whole.len() - 1024 - images[7].1.len().next_multiple_of(512) + 40;
+    let path = write(folder.path(), "cut.tar", &whole[..cut]);
+    let (items, skips) = read(&open(&path).await.expect("opens")).await;
+    assert_eq!(items.len(), 7);
+    assert_eq!(skips, ["cat/7.png: unreadable: the archive ends before its member does"]);
+
+    let mut garbled = whole.clone();
+    let second_header = 512 + images[0].1.len().next_multiple_of(512);
+    garbled[second_header..second_header + 100].fill(b'x');
+    let path = write(folder.path(), "garbled.tar", &garbled);
+    let error = open(&path).await.err().expect("refused");
+    assert!(error.starts_with(&format!("{path}: member after bird/0.png: ")), "{error}");
+
+    let zip = zip_bytes(&images);
+    let path = write(folder.path(), "cut.zip", &zip[..zip.len() / 2]);
+    let error = open(&path).await.err().expect("refused");
+    assert!(error.starts_with(&format!("source {path}: ")), "{error}");
+
+    let parquet = parquet_bytes(&images);
+    let path = write(folder.path(), "cut.parquet", &parquet[..parquet.len() - 3]);
+    let error = open(&path).await.err().expect("refused");
+    assert!(error.starts_with(&format!("source {path}: ")), "{error}");
+
+    let path = write(folder.path(), "empty.tar", &[]);
+    assert_eq!(open(&path).await.err(), Some(format!("source {path}: it holds no images")));
+}
+
+#[tokio::test]
+async fn archives_with_endless_members_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let members: Vec<_> = (0..50).map(|index| (format!("{index}.txt"), Vec::new())).collect();
+    for (file, bytes) in [("m.tar", tar_bytes(&members)), ("m.zip", zip_bytes(&members))] {
+        let source = write(folder.path(), file, &bytes);
+        let config = IngestConfig { source, entries_max: 20, ..IngestConfig::default() };
+        let error = Source::open(&config).await.err().expect("refused").to_string();
+        assert!(error.ends_with("more than entries_max = 20 entries"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_deflated_bomb_is_a_skip() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let members =
+        [("a.png".to_owned(), images()[0].1.clone()), ("bomb.png".to_owned(), vec![0; 3 << 20])];
+    let path = write(folder.path(), "bomb.zip", &zip_bytes(&members));
+    let config = IngestConfig {
+        source: path,
+        size: 32,
+        bytes_max: 1 << 20,
+        skip_fraction_max: 1.0,
+        ..IngestConfig::default()
+    };
+    let (items, skips) = read(&Arc::new(Source::open(&config).await.expect("opens"))).await;
+    assert_eq!(items.len(), 1);
+    assert_eq!(skips, ["bomb.png: 1048577 bytes, more than bytes_max = 1048576"]);
+}
+
+#[tokio::test]
+async fn label_files_replace_the_sources_labels() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (key, content) in images().iter().take(3) {
+        write(&folder.path().join("set"), key, content);
+    }
+    let labelled = async |name: &str, text: &str| {
+        let labels = Some(write(folder.path(), name, text.as_bytes()).into());
+        let source = folder.path().join("set").display().to_string();
+        let config = IngestConfig { source, labels, ..IngestConfig::default() };
+        Source::open(&config).await.map_err(|error| error.to_string()).map(|source| {
+            let labels = source.entries().iter().map(|entry| entry.label).collect::<Vec<_>>();
+            (labels, source.classes().to_vec())
+        })
+    };
+    // Sorted keys: bird/0.png, bird/2.png, cat/1.png.
+    let csv = "path,label\nbird/0.png,owl\ncat/1.png,tabby\nbird/2.png,owl\n";
+    let (labels, classes) = labelled("a.csv", csv).await.expect("opens");
+    assert_eq!(
+        (labels, classes),
+        (vec![Some(0), Some(0), Some(1)], vec!["owl".into(), "tabby".into()])
+    );
+    let json = r#"{"cat/1.png": 2, "bird/0.png": 0}"#;
+    let (labels, classes) = labelled("a.json", json).await.expect("opens");
+    assert_eq!((labels, classes.len()), (vec![Some(0), None, Some(2)], 3));
+
+    for (name, text, reason) in [
+        ("mixed.csv", "a,1\nb,cat", "it mixes class numbers and class names"),
+        ("twice.csv", "a,1\na,2", "`a` has two labels"),
+        ("comma.csv", "a 1", "line 1 has no comma"),
+        ("a.yaml", "a: 1", "it is neither .json nor .csv"),
+        (
+            "broken.json",
+            "{\"a\": ",
+            "it is neither EDM's {\"labels\": [[key, label], ..]} nor {key: label, ..}",
+        ),
+    ] {
+        let path = folder.path().join(name);
+        let error = labelled(name, text).await.expect_err("refused");
+        assert_eq!(error, format!("labels {}: {reason}", path.display()));
+    }
+    let error = labelled("many.csv", "a,4000000000").await.expect_err("refused");
+    assert!(error.ends_with("class 4000000000 is beyond the 1048576 classes allowed"), "{error}");
+}

@@ -69,6 +69,8 @@ impl From<WeightsSource> for Names {
 pub enum Architecture {
     /// The images themselves.
     Pixel,
+    /// `AutoencoderKL`: SD-VAE, EQ-VAE and the like.
+    Kl,
     /// The TAESD family.
     Tiny,
 }

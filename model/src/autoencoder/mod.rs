@@ -15,10 +15,21 @@
 //! ```
 
 mod config;
+mod equivariance;
+mod kl;
+mod kl_autoencoder;
+mod kl_config;
+mod kl_keys;
 mod layers;
+mod objective;
 mod tiny;
 
 pub use config::{Architecture, AutoencoderConfig, Identity, WeightsSource};
+pub use equivariance::{Transform, resize};
+pub use kl::KlNetwork;
+pub use kl_autoencoder::{CONFIG_KEY, KlAutoencoder};
+pub use kl_config::KlConfig;
+pub use objective::{Losses, ObjectiveConfig};
 pub use tiny::TinyAutoencoder;
 
 use crate::error::{ModelError, Result};
@@ -29,6 +40,8 @@ use candle_core::{DType, Device, Tensor};
 pub enum Autoencoder {
     /// No autoencoder: latents are the images themselves.
     Pixel,
+    /// SD-VAE, EQ-VAE and every other `AutoencoderKL`.
+    Kl(Box<KlAutoencoder>),
     /// A tiny autoencoder of the TAESD family.
     Tiny(TinyAutoencoder),
 }
@@ -66,7 +79,10 @@ impl Autoencoder {
             }
             WeightsSource::File(path) => {
                 let weights = Weights::read(path)?;
-                if TinyAutoencoder::recognises(&weights) {
+                if KlAutoencoder::recognises(&weights) {
+                    let kl = KlAutoencoder::new(weights, Some(path), config, device)?;
+                    Ok(Self::Kl(Box::new(kl)))
+                } else if TinyAutoencoder::recognises(&weights) {
                     Ok(Self::Tiny(TinyAutoencoder::from_file(weights, config, device)?))
                 } else {
                     Err(ModelError::weights(path, "holds no autoencoder that lapflow knows"))
@@ -79,6 +95,7 @@ impl Autoencoder {
     pub fn identity(&self) -> &Identity {
         match self {
             Self::Pixel => &Identity::PIXEL,
+            Self::Kl(kl) => kl.identity(),
             Self::Tiny(tiny) => tiny.identity(),
         }
     }
@@ -96,6 +113,7 @@ impl Autoencoder {
         }
         match self {
             Self::Pixel => Ok(Posterior { mean: images.to_dtype(DType::F32)?, logvar: None }),
+            Self::Kl(kl) => kl.encode(images),
             Self::Tiny(tiny) => Ok(Posterior { mean: tiny.encode(images)?, logvar: None }),
         }
     }
@@ -112,6 +130,7 @@ impl Autoencoder {
         }
         match self {
             Self::Pixel => Ok(latents.clone()),
+            Self::Kl(kl) => kl.decode(latents),
             Self::Tiny(tiny) => tiny.decode(latents),
         }
     }

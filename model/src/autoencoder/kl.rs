@@ -3,10 +3,10 @@
 //! SD-VAE and EQ-VAE are two sets of weights for it. Parameters carry diffusers' names; the names
 //! of the original code are translated when weights are read.
 
-use super::layers::{Conv2d, GroupNorm, channels_first, channels_last, upsample};
+use super::layers::{Conv2d, GroupNorm, channels_first, channels_last};
 use super::{KlConfig, Posterior};
 use crate::error::Result;
-use crate::kernels::{Activation, ConvGeometry};
+use crate::kernels::{Activation, ConvGeometry, upsample};
 use crate::params::{Init, Scope};
 use candle_core::{D, Tensor};
 

@@ -64,15 +64,6 @@ impl GroupNorm {
     }
 }
 
-/// Nearest-neighbour x2: `[B, H, W, C]` to `[B, 2H, 2W, C]`.
-///
-/// By reshape and broadcast, because the backward pass of Candle's own upsampling is wrong.
-pub fn upsample(x: &Tensor) -> Result<Tensor> {
-    let (b, h, w, c) = x.dims4()?;
-    let x = x.reshape((b, h, 1, w, 1, c))?.broadcast_as((b, h, 2, w, 2, c))?;
-    Ok(x.reshape((b, 2 * h, 2 * w, c))?)
-}
-
 /// `[B, C, H, W]` to `[B, H, W, C]`.
 pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     Ok(x.permute((0, 2, 3, 1))?.contiguous()?)

@@ -4,9 +4,9 @@
 //! the lowest resolution have a pool branch, and both follow from the weights.
 
 use super::config::{Architecture, AutoencoderConfig, Identity};
-use super::layers::{Conv2d, GroupNorm, channels_first, channels_last, upsample};
+use super::layers::{Conv2d, GroupNorm, channels_first, channels_last};
 use crate::error::{ModelError, Result};
-use crate::kernels::{Activation, ConvGeometry};
+use crate::kernels::{Activation, ConvGeometry, upsample};
 use crate::params::{Params, Scope};
 use crate::weights::Weights;
 use candle_core::{DType, Device, Tensor};
@@ -148,7 +148,7 @@ fn run(layers: &[Layer], x: Tensor) -> Result<Tensor> {
         Layer::Conv(conv) => conv.forward(&x),
         Layer::Block(block) => block.forward(&x),
         Layer::Relu => Ok(x.relu()?),
-        Layer::Upsample => upsample(&x),
+        Layer::Upsample => Ok(upsample(&x)?),
     })
 }
 

@@ -3,8 +3,13 @@
 //! Images are `[B, H, W, C]` because a pixel's channels then lie side by side: a patch row is one
 //! copy, and every product is a plain matrix product. Weights keep PyTorch's `(out, in, k, k)`.
 
-use super::{conv2d_im2col as im2col, output, values};
+use super::vector::vectorized;
+use super::{conv2d_im2col as im2col, conv2d_winograd as winograd, output, values, with_values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+/// Rows that one task of a bias gradient sums.
+const SUM_ROWS: usize = 512;
 
 /// Stride and zero padding of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,18 +161,50 @@ impl Conv2dOp {
         weight: &[f32],
         bias: Option<&[f32]>,
     ) -> Result<(CpuStorage, Shape)> {
-        let y = im2col::forward(x, weight, bias, &self.shape);
+        let weight = im2col::patch_major(weight, &self.shape);
+        let y = if winograd::pays(&self.shape) {
+            winograd::forward(x, &weight, bias, &self.shape)
+        } else {
+            im2col::forward(x, &weight, bias, &self.shape)
+        };
         output(y, self.shape.output().as_slice())
     }
 
-    fn backward(&self, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Gradients of input, weight and bias.
+    fn backward(&self, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
         let grad = grad.contiguous()?;
         let turned = weight.contiguous()?.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?;
         let transposed = Conv2dOp { shape: self.shape.transposed() };
         let grad_x = dilate(&grad, self.shape.stride)?.apply_op2_no_bwd(&turned, &transposed)?;
-        let grad_weight = x.apply_op2_no_bwd(&grad, &GradWeightOp { shape: self.shape })?;
-        Ok((grad_x, grad_weight))
+        let (grad_weight, grad_bias) = with_values("conv2d", [x, &grad], |[x, grad]| {
+            (im2col::grad_weight(x, grad, &self.shape), sum_of_rows(grad, self.shape.channels_out))
+        })?;
+        Ok([
+            grad_x,
+            Tensor::from_vec(grad_weight, weight.shape(), x.device())?,
+            Tensor::from_vec(grad_bias, self.shape.channels_out, x.device())?,
+        ])
     }
+}
+
+/// Column sums of `[rows, width]`, in f32 within a chunk of rows and in f64 beyond.
+fn sum_of_rows(values: &[f32], width: usize) -> Vec<f32> {
+    let parts: Vec<Vec<f32>> = values
+        .par_chunks(SUM_ROWS * width)
+        .map(|rows| {
+            let mut sum = vec![0f32; width];
+            vectorized(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact(width) {
+                        sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+                    }
+                },
+            );
+            sum
+        })
+        .collect();
+    (0..width).map(|c| parts.iter().map(|part| f64::from(part[c])).sum::<f64>() as f32).collect()
 }
 
 /// `[B, (H - 1) stride + 1, (W - 1) stride + 1, C]`: `stride - 1` zeros between pixels.
@@ -208,7 +245,7 @@ impl CustomOp2 for Conv2dOp {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (grad_x, grad_weight) = self.backward(x, weight, grad)?;
+        let [grad_x, grad_weight, _] = self.backward(x, weight, grad)?;
         Ok((Some(grad_x), Some(grad_weight)))
     }
 }
@@ -240,34 +277,8 @@ impl CustomOp3 for Conv2dOp {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (grad_x, grad_weight) = self.backward(x, weight, grad)?;
-        let grad_bias = grad.flatten_to(2)?.sum(0)?;
+        let [grad_x, grad_weight, grad_bias] = self.backward(x, weight, grad)?;
         Ok((Some(grad_x), Some(grad_weight), Some(grad_bias)))
-    }
-}
-
-/// The gradient of the weight from the input and the output's gradient.
-struct GradWeightOp {
-    shape: ConvShape,
-}
-
-impl CustomOp2 for GradWeightOp {
-    fn name(&self) -> &'static str {
-        "conv2d_grad_weight"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let ConvShape { channels_in, channels_out, kernel, .. } = self.shape;
-        let x = values(self.name(), x, x_layout)?;
-        let grad = values(self.name(), grad, grad_layout)?;
-        let grad_weight = im2col::grad_weight(x, grad, &self.shape);
-        output(grad_weight, (channels_out, channels_in, kernel, kernel))
     }
 }
 

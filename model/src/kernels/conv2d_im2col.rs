@@ -14,13 +14,13 @@ const GRAD_CHANNELS: usize = 64;
 /// Output pixels that one product sums over in the weight gradient.
 const GRAD_PIXELS: usize = 256;
 
-/// `y[p, o] = bias[o] + sum over (kh, kw, c) of patch[p, (kh, kw, c)] weight[o, c, kh, kw]`.
+/// `y[p, o] = bias[o] + sum over (kh, kw, c) of patch[p, (kh, kw, c)] weight[(kh, kw, c), o]`.
 ///
-/// `x` is `[B, H, W, Cin]`, the result `[B, H', W', Cout]`; tiles of output pixels run in parallel.
+/// `x` is `[B, H, W, Cin]`, `weight` [`patch_major`], the result `[B, H', W', Cout]`; tiles of
+/// output pixels run in parallel.
 pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShape) -> Vec<f32> {
     let depth = shape.kernel * shape.kernel * shape.channels_in;
     let columns = shape.channels_out;
-    let weight = patch_major(weight, shape);
     let tile_pixels = (TILE_ELEMENTS / depth).clamp(*TILE_PIXELS.start(), *TILE_PIXELS.end());
     let mut y = vec![0f32; shape.pixels_out() * columns];
     y.par_chunks_mut(tile_pixels * columns).enumerate().for_each_init(
@@ -32,7 +32,7 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShap
                 y.chunks_exact_mut(columns).for_each(|pixel| pixel.copy_from_slice(bias));
             }
             let patches = Mat::new(patches, pixels, depth);
-            let weight = Mat::new(&weight, depth, columns);
+            let weight = Mat::new(weight, depth, columns);
             matmul(y, patches, weight, 1.0, bias.is_some(), Parallelism::None);
         },
     );
@@ -94,7 +94,7 @@ fn grad_weight_part(
 }
 
 /// `(Cout, Cin, k, k)` to `[(kh, kw, Cin), Cout]`.
-fn patch_major(weight: &[f32], shape: &ConvShape) -> Vec<f32> {
+pub fn patch_major(weight: &[f32], shape: &ConvShape) -> Vec<f32> {
     let positions = shape.kernel * shape.kernel;
     let mut turned = vec![0f32; weight.len()];
     turned.par_chunks_mut(shape.channels_out).enumerate().for_each(|(row, turned)| {

@@ -1,8 +1,8 @@
 //! Group normalisation of channels-last images with the SiLU that follows it, in two passes.
 
 use super::vector::{exp, vectorized};
-use super::{output, values};
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail};
+use super::{output, values, with_values};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// Values that one task reads; partial sums are f32 within it and f64 beyond.
@@ -121,7 +121,7 @@ impl CustomOp3 for GroupNormOp {
         let image_values = (x.elem_count() / images).max(1);
         let mut grad_x = vec![0f32; x.elem_count()];
         let (mut grad_weight, mut grad_bias) = (vec![0f32; channels], vec![0f32; channels]);
-        with_values([x, weight, bias, &grad], |[x, weight, bias, grad]| {
+        with_values(self.name(), [x, weight, bias, &grad], |[x, weight, bias, grad]| {
             let images = x.chunks_exact(image_values).zip(grad.chunks_exact(image_values));
             for ((x, grad), grad_x) in images.zip(grad_x.chunks_exact_mut(image_values)) {
                 let sums = self.backward_image(x, weight, bias, grad, grad_x);
@@ -324,20 +324,6 @@ fn total(parts: &[Vec<f32>], len: usize) -> Vec<f64> {
         total.iter_mut().zip(part).for_each(|(total, part)| *total += f64::from(*part));
         total
     })
-}
-
-/// Lends the values of contiguous f32 tensors on the CPU to `f`.
-fn with_values<const N: usize, R>(
-    tensors: [&Tensor; N],
-    f: impl FnOnce([&[f32]; N]) -> R,
-) -> Result<R> {
-    let storages = tensors.map(Tensor::storage_and_layout);
-    let mut slices: [&[f32]; N] = [&[]; N];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&storages) {
-        let Storage::Cpu(storage) = &**storage else { bail!("group_norm: not on the CPU") };
-        *slice = values("group_norm", storage, layout)?;
-    }
-    Ok(f(slices))
 }
 
 #[cfg(test)]

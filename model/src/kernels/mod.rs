@@ -7,6 +7,7 @@
 mod attention;
 mod conv2d;
 mod conv2d_im2col;
+mod conv2d_winograd;
 mod gelu;
 mod group_norm;
 mod layout;
@@ -14,6 +15,7 @@ mod linear;
 mod matmul;
 mod norm;
 mod residual;
+mod upsample;
 mod vector;
 
 pub use attention::{Mask, attention};
@@ -24,8 +26,9 @@ pub use layout::TokenLayout;
 pub use linear::linear;
 pub use norm::modulated_norm;
 pub use residual::gated_residual;
+pub use upsample::upsample;
 
-use candle_core::{CpuStorage, Layout, Result, Shape, bail};
+use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// The values of a contiguous f32 tensor on the CPU.
 fn values<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -33,6 +36,22 @@ fn values<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
         bail!("{op}: wants contiguous tensors, got strides {:?}", layout.stride())
     };
     Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// Lends the values of contiguous f32 tensors on the CPU to `f`, for backward passes that make
+/// several gradients at once.
+fn with_values<const N: usize, R>(
+    op: &str,
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> R,
+) -> Result<R> {
+    let storages = tensors.map(Tensor::storage_and_layout);
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&storages) {
+        let Storage::Cpu(storage) = &**storage else { bail!("{op}: not on the CPU") };
+        *slice = values(op, storage, layout)?;
+    }
+    Ok(f(slices))
 }
 
 /// A kernel's result as Candle wants it.

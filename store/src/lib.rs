@@ -36,6 +36,7 @@
 //! # Ok::<(), StoreError>(()) }).unwrap();
 //! ```
 
+mod beside;
 mod dataset;
 mod error;
 mod group;
@@ -45,19 +46,23 @@ mod metadata;
 mod order;
 mod planner;
 mod scan;
+mod scheduler;
 mod schema;
 mod shard;
 mod statistics;
 mod table;
 mod verify;
+mod worker;
 mod writer;
 
 pub use dataset::Dataset;
 pub use error::{Result, StoreError};
 pub use loader::{Batch, Batches, LevelBatch, Loader, LoaderConfig, LoaderState};
 pub use metadata::{Dtype, FORMAT_VERSION, LevelSpec, Metadata, Posterior, Row};
+pub use scheduler::{Assignment, Lookup, cores};
 pub use shard::{RowGroupSummary, ShardSummary};
 pub use statistics::{ChannelStatistics, LevelSums, Statistics};
 pub use table::Commit;
 pub use verify::Verification;
+pub use worker::Worker;
 pub use writer::{Compression, ShardOptions, ShardWriter};

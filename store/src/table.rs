@@ -86,7 +86,11 @@ impl Table {
             create_table(self.location.url.as_str(), Arc::new(schema), ENGINE_INFO, false)
                 .with_table_properties(properties)
                 .build(self.engine.as_ref(), Box::new(FileSystemCommitter::new()))
-                .map_err(|error| self.log_error(error))?;
+                .map_err(|error| match self.log_exists() {
+                    // Another creator came first since the look above.
+                    Ok(true) => StoreError::Exists { uri: self.location.url.to_string() },
+                    _ => self.log_error(error),
+                })?;
         match transaction.commit(self.engine.as_ref()).map_err(|error| self.log_error(error))? {
             CommitResult::Committed(_) => Ok(()),
             CommitResult::Conflicted(_) => {

@@ -1,0 +1,93 @@
+//! What a run did, and how its stages spent their time.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde::Serialize;
+
+/// What a run has done so far; handed to the progress callback and returned at the end.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct EncodeStats {
+    /// Shards that fall to this worker.
+    pub shards_assigned: u64,
+    /// Of those, shards found committed already, by an earlier run or another worker.
+    pub shards_present: u64,
+    /// Shards this run committed.
+    pub shards_committed: u64,
+    /// Rows of the assigned shards that were not present at the start, if nothing is skipped.
+    pub rows_assigned: u64,
+    /// Rows encoded, also those of a shard that was then abandoned.
+    pub rows_encoded: u64,
+    /// Rows of the shards this run committed.
+    pub rows_committed: u64,
+    /// Images skipped, by reason.
+    pub skipped: BTreeMap<String, u64>,
+    /// Whether the run was asked to stop before it was done.
+    pub stopped: bool,
+    /// Seconds since the run began.
+    pub seconds: f64,
+    /// Reading, decoding and cropping, and gathering batches.
+    pub read: StageTimes,
+    /// Autoencoder and pyramid.
+    pub encode: StageTimes,
+    /// Parquet, upload and commits.
+    pub write: StageTimes,
+}
+
+impl EncodeStats {
+    /// Images skipped, for whatever reason.
+    pub fn skips(&self) -> u64 {
+        self.skipped.values().sum()
+    }
+}
+
+/// How a stage of the pipeline spent its time, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct StageTimes {
+    /// Working; for the reading stage, waiting for the decoding threads included.
+    pub busy: f64,
+    /// Waiting for the stage before.
+    pub starved: f64,
+    /// Waiting for room in the queue to the next stage.
+    pub blocked: f64,
+}
+
+impl StageTimes {
+    /// Share of its time that the stage worked; 0 before it began.
+    pub fn occupancy(&self) -> f64 {
+        let total = self.busy + self.starved + self.blocked;
+        if total > 0.0 { self.busy / total } else { 0.0 }
+    }
+}
+
+/// Splits a stage's time by what it was doing between two laps.
+pub(crate) struct StageClock {
+    times: StageTimes,
+    last: Instant,
+}
+
+/// What a stage did since the last lap.
+pub(crate) enum Lap {
+    Busy,
+    Starved,
+    Blocked,
+}
+
+impl StageClock {
+    pub(crate) fn start() -> Self {
+        Self { times: StageTimes::default(), last: Instant::now() }
+    }
+
+    /// Books the time since the last lap; the times so far.
+    pub(crate) fn lap(&mut self, lap: Lap) -> StageTimes {
+        let elapsed = self.last.elapsed();
+        self.last += elapsed;
+        let seconds = match lap {
+            Lap::Busy => &mut self.times.busy,
+            Lap::Starved => &mut self.times.starved,
+            Lap::Blocked => &mut self.times.blocked,
+        };
+        *seconds += elapsed.as_secs_f64();
+        self.times
+    }
+}

@@ -1,18 +1,32 @@
-//! The `lapflow` binary.
-//!
-//! Unfinished: so far it only draws the demo's image set into the folder it is given.
+//! The `lapflow` binary: images to latent pyramids, to a trained flow, to scored samples.
 
+mod commands;
+mod config;
 mod demo;
-#[cfg_attr(not(test), expect(dead_code, reason = "no command shows a run yet"))]
+mod device;
+mod progress;
 mod report;
+mod signals;
 
-use std::path::PathBuf;
+use clap::Parser;
+use std::io::{IsTerminal, stderr};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
 
-use anyhow::{Context, Result};
-
-fn main() -> Result<()> {
-    let out: PathBuf = std::env::args_os().nth(1).context("usage: lapflow FOLDER")?.into();
-    let count = demo::dataset::write_set(&out, 0..500, 64)?;
-    println!("{count} images in {}", out.display());
-    Ok(())
+fn main() -> ExitCode {
+    let cli = commands::Cli::parse();
+    let filter = EnvFilter::try_from_env("LAPFLOW_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal())
+        .with_target(false)
+        .init();
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lapflow: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! The demo's image set: cartoon animal heads, drawn from a seed.
 //!
 //! [`render`](render::render) draws one picture and [`write_set`](dataset::write_set) a set of
-//! them in class folders. A seed fixes a picture's bytes.
+//! them in class folders. A seed fixes a picture's bytes. [`score`] says whether samples look like
+//! their class.
 
-pub mod dataset;
-pub mod render;
+pub mod score;
+
+mod dataset;
+mod render;
 
 mod animals;
 mod canvas;
@@ -12,3 +15,6 @@ mod colour;
 mod features;
 mod looks;
 mod shapes;
+
+pub use dataset::write_set;
+pub use render::CLASSES;

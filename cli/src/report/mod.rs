@@ -5,6 +5,7 @@
 
 pub mod grid;
 pub mod html;
+pub mod pictures;
 
 mod axis;
 mod chart;

@@ -1,0 +1,73 @@
+//! The commands, one module each.
+
+mod demo;
+mod encode;
+mod flops;
+mod report;
+mod sample;
+mod train;
+
+use crate::device::DeviceChoice;
+use crate::signals::stop_flag;
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tokio::runtime::Runtime;
+
+/// From images to Laplacian latent pyramids, to a trained flow, to scored samples.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// auto, cpu or cuda:N
+    #[arg(long, global = true, default_value = "auto")]
+    device: DeviceChoice,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Render images, encode, train, sample and report: everything, in minutes
+    Demo(demo::Args),
+    /// Encode a source of images into a dataset of latent pyramids
+    Encode(encode::Args),
+    /// Train a flow on a dataset
+    Train(train::Args),
+    /// Draw images from a checkpoint
+    Sample(sample::Args),
+    /// Parameters and multiply-accumulates, per level and segment, against DiT
+    Flops(flops::Args),
+    /// Write a self-contained HTML report of a run
+    Report(report::Args),
+}
+
+/// What every command is given.
+pub struct Context {
+    /// Runs asynchronous work.
+    pub runtime: Runtime,
+    /// The device to compute on.
+    pub device: candle_core::Device,
+    /// Whether to print JSON.
+    pub json: bool,
+    /// Raised by SIGINT and SIGTERM.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Runs the command.
+pub fn run(cli: Cli) -> Result<()> {
+    let runtime = Runtime::new()?;
+    let stop = runtime.block_on(async { stop_flag() })?;
+    let context = Context { runtime, device: cli.device.open()?, json: cli.json, stop };
+    match cli.command {
+        Command::Demo(args) => demo::run(&args, &context),
+        Command::Encode(args) => encode::run(&args, &context),
+        Command::Train(args) => train::run(&args, &context),
+        Command::Sample(args) => sample::run(&args, &context),
+        Command::Flops(args) => flops::run(&args, &context),
+        Command::Report(args) => report::run(&args, &context),
+    }
+}

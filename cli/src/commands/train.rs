@@ -1,0 +1,116 @@
+//! `lapflow train`: a flow from a dataset, resumable at any step.
+
+use super::Context;
+use crate::config::{Config, ConfigArgs};
+use crate::progress::Progress;
+use anyhow::{Result, bail};
+use lapflow_model::flow::Path;
+use lapflow_model::net::cost;
+use lapflow_store::Dataset;
+use lapflow_train::{Outcome, Recipe, RunFolder, Trainer, geometry};
+use serde_json::json;
+
+/// Arguments of `lapflow train`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Go on from the newest checkpoint of the run folder
+    #[arg(long)]
+    resume: bool,
+    /// Show parameters, operations and steps, and train nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let config = args.config.load()?;
+    if args.dry_run {
+        return dry_run(&config, context);
+    }
+    let outcome = train(&config, args.resume, context)?;
+    if context.json {
+        let rate = outcome.images as f64 / outcome.seconds.max(1e-9);
+        let summary = json!({
+            "step": outcome.step, "finished": outcome.finished, "checkpoint": outcome.checkpoint,
+            "seconds": outcome.seconds, "images": outcome.images, "images_per_second": rate,
+        });
+        println!("{summary}");
+    } else {
+        println!("{}", outcome.checkpoint.display());
+    }
+    Ok(())
+}
+
+/// Trains as `config` says, from the newest checkpoint where `resume` is set and there is one.
+pub fn train(config: &Config, resume: bool, context: &Context) -> Result<Outcome> {
+    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
+    let folder = RunFolder::open(&config.train.folder)?;
+    let newest = folder.newest()?;
+    if newest.is_some() && !resume {
+        bail!(
+            "{} holds a run already: pass --resume to go on with it, or set another train.folder",
+            folder.root().display()
+        );
+    }
+    config.write(folder.root())?;
+    let recipe = Recipe {
+        model: config.model.clone(),
+        flow: config.flow.clone(),
+        train: config.train.clone(),
+        autoencoder: serde_json::to_value(&config.autoencoder)?,
+    };
+    let mut trainer = match &newest {
+        Some(checkpoint) => Trainer::resume(&recipe, &dataset, checkpoint, &context.device)?,
+        None => Trainer::new(&recipe, &dataset, &context.device)?,
+    };
+    let start = trainer.state().step;
+    let mut progress = Progress::new("train", "steps", start, config.train.steps);
+    let outcome = lapflow_train::run(&mut trainer, &dataset, &folder, &context.stop, |line| {
+        let note = format!("loss {:.4}, {:.1} images/s", line.loss, line.images_per_second);
+        progress.update(line.step, &note);
+    })?;
+    let rate = outcome.images as f64 / outcome.seconds.max(1e-9);
+    let how = match outcome.finished {
+        true => "finished",
+        false => "stopped; --resume goes on",
+    };
+    progress.finish(&format!(
+        "{how} at step {} after {:.0} s, {rate:.1} images/s",
+        outcome.step, outcome.seconds
+    ));
+    Ok(outcome)
+}
+
+fn dry_run(config: &Config, context: &Context) -> Result<()> {
+    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
+    let path = Path::new(&config.flow)?;
+    let geometry = geometry(dataset.metadata(), path.levels());
+    config.model.validate(&geometry)?;
+    let cost = cost(&config.model, &geometry, &path);
+    // Weights, gradients, both moments and the average, in f32.
+    let state_bytes = cost.parameters * 4 * if config.train.ema_decay > 0.0 { 5 } else { 4 };
+    let epochs = config.train.steps as f64 * config.train.batch as f64 / dataset.rows() as f64;
+    if context.json {
+        println!(
+            "{}",
+            json!({
+                "parameters": cost.parameters, "segment_macs": cost.segment_macs,
+                "mean_macs": cost.mean_macs, "state_bytes": state_bytes,
+                "steps": config.train.steps, "epochs": epochs,
+            })
+        );
+        return Ok(());
+    }
+    println!("dataset     {} samples, {:?}", dataset.rows(), geometry);
+    println!("parameters  {:.2} M", cost.parameters as f64 / 1e6);
+    for (k, macs) in cost.segment_macs.iter().enumerate().rev() {
+        let (start, end) = path.segment(k);
+        println!("t {start:.2}-{end:.2}  {:.3} GMACs an evaluation", *macs as f64 / 1e9);
+    }
+    println!("mean        {:.3} GMACs an evaluation", cost.mean_macs / 1e9);
+    println!("state       {:.1} MB before activations", state_bytes as f64 / 1e6);
+    println!("training    {} steps, {epochs:.1} epochs", config.train.steps);
+    Ok(())
+}

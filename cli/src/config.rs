@@ -1,0 +1,272 @@
+//! The config file: one TOML of six sections, strict about unknown keys, over a preset.
+
+use anyhow::{Context, Result, anyhow, bail};
+use lapflow_encode::EncodeConfig;
+use lapflow_ingest::IngestConfig;
+use lapflow_model::autoencoder::AutoencoderConfig;
+use lapflow_model::flow::FlowConfig;
+use lapflow_model::net::ModelConfig;
+use lapflow_sample::SampleConfig;
+use lapflow_train::TrainConfig;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fs;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// The presets by name, as TOML.
+pub const PRESETS: &[(&str, &str)] = &[
+    ("demo", include_str!("../presets/demo.toml")),
+    ("celebahq-256", include_str!("../presets/celebahq-256.toml")),
+    ("celebahq-512", include_str!("../presets/celebahq-512.toml")),
+    ("celebahq-1024", include_str!("../presets/celebahq-1024.toml")),
+    ("imagenet-256-b2", include_str!("../presets/imagenet-256-b2.toml")),
+    ("imagenet-256-xl2", include_str!("../presets/imagenet-256-xl2.toml")),
+    ("lfm-celebahq-256", include_str!("../presets/lfm-celebahq-256.toml")),
+];
+
+/// Everything a job needs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where images come from, how they are prepared and where the dataset is.
+    pub data: DataConfig,
+    /// What makes latents of them.
+    pub autoencoder: AutoencoderConfig,
+    /// The network.
+    pub model: ModelConfig,
+    /// Levels and paths.
+    pub flow: FlowConfig,
+    /// Training.
+    pub train: TrainConfig,
+    /// Sampling.
+    pub sample: SampleConfig,
+}
+
+/// The `[data]` section: the dataset's URI, and the keys of ingest and encode side by side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataConfig {
+    /// Where the dataset is written and read.
+    pub dataset: String,
+    /// From source to cropped images.
+    pub ingest: IngestConfig,
+    /// From images to shards.
+    pub encode: EncodeConfig,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            dataset: "runs/dataset".into(),
+            ingest: IngestConfig::default(),
+            encode: EncodeConfig::default(),
+        }
+    }
+}
+
+impl Serialize for DataConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let table = |value: Result<Table, _>| value.map_err(S::Error::custom);
+        let mut all = Table::from_iter([("dataset".to_string(), self.dataset.clone().into())]);
+        all.extend(table(Table::try_from(&self.ingest))?);
+        all.extend(table(Table::try_from(&self.encode))?);
+        all.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for DataConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut ingest = Table::deserialize(deserializer)?;
+        let dataset = match ingest.remove("dataset") {
+            Some(Value::String(uri)) => uri,
+            Some(_) => return Err(D::Error::custom("data.dataset must be a path or URI")),
+            None => Self::default().dataset,
+        };
+        let known = Table::try_from(EncodeConfig::default()).map_err(D::Error::custom)?;
+        let mut encode = Table::new();
+        for key in known.keys() {
+            encode.extend(ingest.remove(key).map(|value| (key.clone(), value)));
+        }
+        Ok(Self { dataset, ingest: section::<_, D>(ingest)?, encode: section::<_, D>(encode)? })
+    }
+}
+
+fn section<'de, T: DeserializeOwned, D: Deserializer<'de>>(table: Table) -> Result<T, D::Error> {
+    table.try_into().map_err(|e: toml::de::Error| D::Error::custom(e.message()))
+}
+
+/// Where a config comes from: a file, a preset, or a file over a preset; then single values.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct ConfigArgs {
+    /// Config file (TOML).
+    pub config: Option<PathBuf>,
+    /// Start from a preset; the config file's values replace its values.
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Replace one value, e.g. train.batch=64.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// Loads, merges and checks it all.
+    pub fn load(&self) -> Result<Config> {
+        if self.config.is_none() && self.preset.is_none() {
+            bail!("neither a config file nor --preset was given");
+        }
+        let mut table = match &self.preset {
+            Some(name) => preset(name)?,
+            None => Table::new(),
+        };
+        if let Some(path) = &self.config {
+            merge(&mut table, read(path)?);
+        }
+        for assignment in &self.set {
+            set(&mut table, assignment)?;
+        }
+        let named = || match &self.config {
+            Some(path) => path.display().to_string(),
+            None => "config".into(),
+        };
+        let config: Config = table
+            .try_into()
+            .map_err(|e: toml::de::Error| anyhow!("{}: {}", named(), e.message()))?;
+        config.validate().with_context(named)?;
+        Ok(config)
+    }
+}
+
+impl Config {
+    /// A preset by name, with single values replaced.
+    pub fn preset(name: &str, set: &[String]) -> Result<Self> {
+        ConfigArgs { preset: Some(name.into()), set: set.to_vec(), ..ConfigArgs::default() }.load()
+    }
+
+    /// A config file by itself.
+    pub fn read(path: &Path) -> Result<Self> {
+        ConfigArgs { config: Some(path.into()), ..ConfigArgs::default() }.load()
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.data.ingest.validate()?;
+        self.data.encode.validate()?;
+        lapflow_model::flow::Path::new(&self.flow)?;
+        self.train.validate(self.flow.levels)?;
+        self.sample.validate()?;
+        Ok(())
+    }
+
+    /// Writes the resolved config with version and command to `folder/config.toml`.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("config.toml");
+        let version = env!("CARGO_PKG_VERSION");
+        let text = format!("# lapflow {version}, resolved\n\n{}", toml::to_string(self)?);
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&path, text))
+            .with_context(|| path.display().to_string())
+    }
+}
+
+fn preset(name: &str) -> Result<Table> {
+    let found = PRESETS.iter().find(|(known, _)| *known == name);
+    let (_, text) = found.ok_or_else(|| {
+        let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
+        anyhow!("no preset `{name}`; there are {}", names.join(", "))
+    })?;
+    text.parse().with_context(|| format!("preset {name}"))
+}
+
+fn read(path: &Path) -> Result<Table> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        anyhow!("{}, line {line}: {}", path.display(), e.message())
+    })
+}
+
+fn merge(base: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Applies `section.key=value`; a value that is not TOML is taken as a string.
+fn set(table: &mut Table, assignment: &str) -> Result<()> {
+    let (key, value) = assignment
+        .split_once('=')
+        .ok_or_else(|| anyhow!("--set {assignment}: expected KEY=VALUE"))?;
+    let value = format!("v = {value}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("v"))
+        .unwrap_or_else(|| Value::String(value.into()));
+    let mut keys: Vec<&str> = key.trim().split('.').collect();
+    let last = keys.pop().unwrap_or_default();
+    let mut place = table;
+    for key in keys {
+        let entry = place.entry(key).or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(inner) = entry else {
+            bail!("--set {assignment}: `{key}` is not a section");
+        };
+        place = inner;
+    }
+    place.insert(last.into(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_loads() {
+        for (name, _) in PRESETS {
+            Config::preset(name, &[]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_resolved_config_reads_back_equal() {
+        for (name, _) in PRESETS {
+            let config = Config::preset(name, &[]).unwrap();
+            let text = toml::to_string(&config).unwrap();
+            assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        for (text, key) in [
+            ("[train]\nstep = 3", "step"),
+            ("[data]\nsauce = 'x'", "sauce"),
+            ("[flow]\nlevel = 2", "level"),
+            ("[extra]\na = 1", "extra"),
+        ] {
+            let error = toml::from_str::<Config>(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn single_values_replace_the_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        fs::write(&path, "[train]\nbatch = 8\n[data]\nsource = 'pictures'").unwrap();
+        let args = ConfigArgs {
+            config: Some(path),
+            preset: Some("demo".into()),
+            set: vec!["train.lr=1e-3".into(), "data.dataset=some/where".into()],
+        };
+        let config = args.load().unwrap();
+        assert_eq!((config.train.batch, config.train.lr), (8, 1e-3));
+        assert_eq!(config.data.dataset, "some/where");
+        let wrong = ConfigArgs { set: vec!["train.lr".into()], ..args };
+        assert!(wrong.load().unwrap_err().to_string().contains("KEY=VALUE"));
+    }
+}

@@ -1,0 +1,42 @@
+//! `--device auto|cpu|cuda:N`.
+
+use anyhow::{Result, bail};
+use candle_core::Device;
+use std::str::FromStr;
+
+/// The device that tensors live on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU where this build and machine have one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            (_, Some(Ok(number))) => Ok(Self::Cuda(number)),
+            _ => Err("expected auto, cpu or cuda:N".into()),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(number) => {
+                bail!("cuda:{number}: this lapflow was built without CUDA")
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! From a dataset's batches to what the network sees.
+
+use crate::config::Normalize;
+use crate::error::{Result, TrainError};
+use crate::loss::Samples;
+use candle_core::{Device, Tensor};
+use lapflow_model::flow::Path;
+use lapflow_model::net::Geometry;
+use lapflow_model::normalization::Normalization;
+use lapflow_model::pyramid;
+use lapflow_store::{Batch, Dataset, LevelBatch, Metadata};
+
+/// The network's geometry for a dataset cut into `levels` levels.
+pub fn geometry(metadata: &Metadata, levels: usize) -> Geometry {
+    let finest = metadata.levels[0];
+    Geometry {
+        channels: finest.channels,
+        height: finest.height,
+        width: finest.width,
+        levels,
+        classes: metadata.classes.len(),
+    }
+}
+
+/// The normalization of a dataset's latents.
+///
+/// The levels of a Laplacian pyramid are orthogonal and residuals have no mean, so the variance of
+/// the full latents is the sum of the levels' variances, and their mean the coarsest level's.
+///
+/// # Errors
+/// When the dataset is empty, or its autoencoder states no scale and shift.
+pub fn normalization(dataset: &Dataset, from: Normalize) -> Result<Normalization> {
+    if dataset.rows() == 0 {
+        return Err(TrainError::Config(format!("{} holds no samples yet", dataset.uri())));
+    }
+    let channels = dataset.metadata().levels[0].channels;
+    match from {
+        Normalize::Autoencoder => {
+            let identity = &dataset.metadata().autoencoder;
+            let value = |key: &str| {
+                identity[key].as_f64().map(|value| vec![value; channels]).ok_or_else(|| {
+                    TrainError::Config(format!("the dataset's autoencoder states no {key}"))
+                })
+            };
+            Ok(Normalization { shift: value("shift")?, scale: value("scale")? })
+        }
+        Normalize::Channel => {
+            let levels = dataset.statistics().levels;
+            let coarsest = &levels[levels.len() - 1];
+            let deviation =
+                |c: usize| levels.iter().map(|level| level[c].std.powi(2)).sum::<f64>().sqrt();
+            let scale = |c| match deviation(c) {
+                std if std > 0.0 && std.is_finite() => 1.0 / std,
+                _ => 1.0,
+            };
+            Ok(Normalization {
+                shift: coarsest.iter().map(|channel| channel.mean).collect(),
+                scale: (0..channels).map(scale).collect(),
+            })
+        }
+    }
+}
+
+/// A batch as normalized levels of `path`, which may have other levels than the dataset.
+///
+/// # Errors
+/// When the latents do not divide into the path's levels.
+pub fn samples(
+    batch: &Batch,
+    path: &Path,
+    normalization: &Normalization,
+    classes: usize,
+    first: u64,
+    device: &Device,
+) -> Result<Samples> {
+    let raw = batch
+        .levels
+        .iter()
+        .map(|level| tensor(level, batch.ids.len(), device))
+        .collect::<Result<Vec<_>>>()?;
+    let levels = normalization.apply(&raw)?;
+    let levels = match levels.len() == path.levels() {
+        true => levels,
+        false => pyramid::split(&pyramid::merge(&levels)?, path.levels())?,
+    };
+    let label = |&label: &i32| u32::try_from(label).unwrap_or(classes as u32);
+    Ok(Samples { levels, labels: batch.labels.iter().map(label).collect(), first })
+}
+
+fn tensor(level: &LevelBatch, batch: usize, device: &Device) -> Result<Tensor> {
+    let shape = (batch, level.spec.channels, level.spec.height, level.spec.width);
+    Ok(Tensor::from_vec(level.dtype.decode(&level.data), shape, device)?)
+}

@@ -1,0 +1,161 @@
+//! The progressive multi-scale flow-matching loss (paper eq. 7; MATH section 3).
+
+use crate::config::{Stages, Times, TrainConfig};
+use crate::error::Result;
+use candle_core::{Device, Tensor};
+use lapflow_model::flow::{Path, image_rng};
+use lapflow_model::net::Transformer;
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use std::ops::Range;
+
+// Purposes of random draws: each has generators of its own, so that none shifts another's.
+const NOISE: u64 = 0x6e6f_6973;
+const TIME: u64 = 0x7469_6d65;
+const STAGE: u64 = 0x7374_6167;
+
+/// A batch ready for the network: normalized levels, finest first, and labels.
+pub struct Samples {
+    /// Each `(b, c, h_k, w_k)`.
+    pub levels: Vec<Tensor>,
+    /// Class of each sample; `classes` for none. Empty for an unconditional model.
+    pub labels: Vec<u32>,
+    /// Number of the first sample among all that the run draws: keys every random draw, so that
+    /// nothing depends on how samples are cut into batches.
+    pub first: u64,
+}
+
+/// Part of a batch that goes through the network together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageGroup {
+    /// The finest level trained.
+    pub stage: usize,
+    /// The samples of the batch.
+    pub samples: Range<usize>,
+}
+
+/// The loss of one group.
+pub struct GroupLoss {
+    /// Weighted sum over levels of the mean squared velocity error: what is differentiated.
+    pub total: Tensor,
+    /// Mean squared error of each active level, unweighted: (level, value).
+    pub levels: Vec<(usize, Tensor)>,
+}
+
+/// Draws everything random of a training step and evaluates the loss.
+pub struct Loss<'a> {
+    /// The paths.
+    pub path: &'a Path,
+    /// The `[train]` section.
+    pub config: &'a TrainConfig,
+    /// Label classes.
+    pub classes: usize,
+}
+
+impl Loss<'_> {
+    /// The stages of step `step` and the samples that go to each.
+    pub fn groups(&self, step: u64, batch: usize) -> Vec<StageGroup> {
+        let levels = self.path.levels();
+        match self.config.stages {
+            Stages::Step => {
+                let mut rng = image_rng(self.config.seed ^ STAGE, step);
+                vec![StageGroup { stage: rng.random_range(0..levels), samples: 0..batch }]
+            }
+            Stages::Balanced => (0..levels)
+                .map(|stage| {
+                    let cut = |i: usize| i * batch / levels;
+                    StageGroup { stage, samples: cut(stage)..cut(stage + 1) }
+                })
+                .filter(|group| !group.samples.is_empty())
+                .collect(),
+        }
+    }
+
+    /// The loss of `group` of `samples`.
+    ///
+    /// # Errors
+    /// When the samples do not fit the network.
+    pub fn evaluate(
+        &self,
+        net: &Transformer,
+        samples: &Samples,
+        group: &StageGroup,
+        device: &Device,
+    ) -> Result<GroupLoss> {
+        let indices = || group.samples.clone().map(|i| samples.first + i as u64);
+        let part = |x: &Tensor| x.narrow(0, group.samples.start, group.samples.len());
+        let (_, c, h, w) = samples.levels[0].dims4()?;
+        let mut rngs: Vec<ChaCha8Rng> =
+            indices().map(|i| image_rng(self.config.seed ^ NOISE, i)).collect();
+        let noise = self.path.draw_noise(&mut rngs, [c, h, w], device)?;
+        let (times, dropped): (Vec<f64>, Vec<bool>) =
+            indices().map(|i| self.draw_time(group.stage, i)).unzip();
+
+        let mut states = Vec::new();
+        let mut targets = Vec::new();
+        for k in group.stage..self.path.levels() {
+            let data = part(&samples.levels[k])?;
+            let (x_t, velocity) = self.path.interpolate(k, &data, &noise[k], &times)?;
+            states.push(x_t);
+            targets.push(velocity);
+        }
+        let labels = self.labels(samples, group, &dropped, device)?;
+        let times: Vec<f32> = times.iter().map(|&t| t as f32).collect();
+        let times = Tensor::new(times, device)?;
+        let velocities = net.forward(&states, &times, labels.as_ref())?;
+        self.sum(&velocities, &targets, group.stage)
+    }
+
+    fn sum(&self, velocities: &[Tensor], targets: &[Tensor], stage: usize) -> Result<GroupLoss> {
+        let mut levels = Vec::new();
+        let mut total: Option<Tensor> = None;
+        for ((v, target), k) in velocities.iter().zip(targets).zip(stage..) {
+            let error = (v - target)?.sqr()?.mean_all()?;
+            let weight = self.config.level_weights.get(k).copied().unwrap_or(1.0);
+            let weighted = (&error * weight)?;
+            total = Some(match total {
+                Some(sum) => (sum + weighted)?,
+                None => weighted,
+            });
+            levels.push((k, error.detach()));
+        }
+        let total = total.ok_or_else(|| {
+            crate::error::TrainError::Config("a stage without levels cannot be trained".into())
+        })?;
+        Ok(GroupLoss { total, levels })
+    }
+
+    /// The time of sample `index` in `stage`, and whether it loses its label.
+    fn draw_time(&self, stage: usize, index: u64) -> (f64, bool) {
+        let mut rng = image_rng(self.config.seed ^ TIME, index);
+        let (start, end) = self.path.active(stage);
+        let unit: f64 = match self.config.times {
+            Times::Uniform => rng.random(),
+            Times::LogitNormal => {
+                let z: f64 = StandardNormal.sample(&mut rng);
+                1.0 / (1.0 + (-z).exp())
+            }
+        };
+        let dropped = rng.random::<f64>() < self.config.label_dropout;
+        (start + (end - start) * unit, dropped)
+    }
+
+    fn labels(
+        &self,
+        samples: &Samples,
+        group: &StageGroup,
+        dropped: &[bool],
+        device: &Device,
+    ) -> Result<Option<Tensor>> {
+        if self.classes == 0 {
+            return Ok(None);
+        }
+        let labels: Vec<u32> = samples.labels[group.samples.clone()]
+            .iter()
+            .zip(dropped)
+            .map(|(&label, &dropped)| if dropped { self.classes as u32 } else { label })
+            .collect();
+        Ok(Some(Tensor::new(labels, device)?))
+    }
+}

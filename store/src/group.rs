@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures::future::try_join_all;
-use object_store::ObjectStoreExt;
 use parquet::basic::Encoding;
 use parquet::column::page::{Page, PageReader};
 use parquet::errors::ParquetError;
@@ -14,14 +13,17 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
+use crate::buffers::Buffer;
 use crate::dataset::Dataset;
 use crate::error::{Result, StoreError};
-use crate::location::{blocking, on_runtime};
+use crate::location::blocking;
 use crate::schema::{HEAD_COLUMNS, ID_COLUMN, LABEL_COLUMN, payload_columns};
 use crate::table::DataFile;
 
 /// Bytes at a Parquet file's end: the footer's length and the magic.
 const TRAILER_BYTES: usize = 8;
+/// Bytes before each BYTE_ARRAY value: its length.
+const LENGTH_BYTES: usize = 4;
 
 /// One decoded row group: ids, labels and, for each payload column asked for, all rows' values in
 /// one contiguous buffer.
@@ -29,7 +31,7 @@ const TRAILER_BYTES: usize = 8;
 pub(crate) struct RowGroup {
     pub ids: Vec<i64>,
     pub labels: Vec<i32>,
-    pub payloads: Vec<Vec<u8>>,
+    pub payloads: Vec<Buffer>,
 }
 
 /// Reads row group `group` of file `file`, with the payload columns named by index.
@@ -135,10 +137,10 @@ async fn fetch_range(
     range: Range<u64>,
     place: &str,
 ) -> Result<Bytes> {
-    let location = dataset.location();
-    let (store, path) = (Arc::clone(&location.store), location.path(&file.path));
     let wanted = range.end.saturating_sub(range.start);
-    let bytes = on_runtime(async move { store.get_range(&path, range).await })
+    let bytes = dataset
+        .location()
+        .read(&file.path, range)
         .await
         .map_err(|error| StoreError::storage("reading", &file.path, error))?;
     if bytes.len() as u64 != wanted {
@@ -255,11 +257,13 @@ fn read_plain(
     rows: usize,
     value_bytes: usize,
     prefixed: bool,
-) -> std::result::Result<Vec<u8>, String> {
+) -> std::result::Result<Buffer, String> {
     let total = rows.checked_mul(value_bytes).ok_or("the row count overflows")?;
-    let mut values = Vec::with_capacity(total);
+    let mut values = Buffer::take(total);
+    let mut slots = values.chunks_exact_mut(value_bytes);
+    let prefix = if prefixed { LENGTH_BYTES } else { 0 };
     while let Some(page) = pages.get_next_page().map_err(|error| error.to_string())? {
-        let (buffer, encoding) = match page {
+        let (page, encoding) = match page {
             Page::DataPage { buf, encoding, .. } | Page::DataPageV2 { buf, encoding, .. } => {
                 (buf, encoding)
             }
@@ -268,21 +272,19 @@ fn read_plain(
         if encoding != Encoding::PLAIN {
             return Err(format!("its encoding is {encoding}, expected PLAIN"));
         }
-        if !prefixed {
-            values.extend_from_slice(&buffer);
-            continue;
-        }
-        for mut value in buffer.chunks(value_bytes + 4) {
-            let length = if value.len() < 4 { 0 } else { value.get_u32_le() as usize };
-            if length != value_bytes || value.len() != value_bytes {
-                let row = values.len() / value_bytes;
-                return Err(format!("row {row} has {length} bytes, expected {value_bytes}"));
+        for value in page.chunks(prefix + value_bytes) {
+            let (length, value) = value.split_at(prefix.min(value.len()));
+            let whole = value.len() == value_bytes
+                && (!prefixed || length == (value_bytes as u32).to_le_bytes());
+            let slot = slots.next().ok_or_else(|| format!("more than {rows} values"))?;
+            if !whole {
+                return Err(format!("a value does not have {value_bytes} bytes"));
             }
-            values.extend_from_slice(value);
+            slot.copy_from_slice(value);
         }
     }
-    if values.len() != total {
-        return Err(format!("{} bytes, expected {total}", values.len()));
+    match slots.len() {
+        0 => Ok(values),
+        missing => Err(format!("{missing} of {rows} values are missing")),
     }
-    Ok(values)
 }

@@ -37,6 +37,7 @@
 //! ```
 
 mod beside;
+mod buffers;
 mod dataset;
 mod error;
 mod group;

@@ -1,11 +1,16 @@
 //! Where a dataset lives: an address resolved to an object store, and the runtime its I/O runs on.
 
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use object_store::{ObjectStore, local::LocalFileSystem, path::Path};
+use bytes::Bytes;
+use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
+use crate::buffers::Buffer;
 use crate::error::{Result, StoreError};
 
 /// Worker threads of the I/O runtime; blocking work (decoding, log replay) has its own pool.
@@ -95,10 +100,44 @@ impl Location {
         Ok(Self { url, root, store })
     }
 
+    /// Reads `range` of a file named relative to the table's root; fewer bytes where it ends early.
+    ///
+    /// Local files are read without the object store, whose reads allocate and clear new memory
+    /// every time.
+    pub async fn read(
+        &self,
+        relative: &str,
+        range: Range<u64>,
+    ) -> std::result::Result<Bytes, object_store::Error> {
+        let path = self.path(relative);
+        let Ok(root) = self.url.to_file_path() else {
+            let store = Arc::clone(&self.store);
+            return on_runtime(async move { store.get_range(&path, range).await }).await;
+        };
+        let file = root.join(relative);
+        blocking(move || read_local(&file, range)).await.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                object_store::Error::NotFound { path: path.to_string(), source: error.into() }
+            }
+            _ => object_store::Error::Generic { store: "local file", source: error.into() },
+        })
+    }
+
     /// The path within the store of a file named relative to the table's root.
     pub fn path(&self, relative: &str) -> Path {
         relative.split('/').fold(self.root.clone(), |path, part| path.join(part))
     }
+}
+
+fn read_local(file: &std::path::Path, range: Range<u64>) -> io::Result<Bytes> {
+    let mut file = File::open(file)?;
+    let wanted = range.end.saturating_sub(range.start);
+    let present = file.metadata()?.len().saturating_sub(range.start).min(wanted);
+    file.seek(SeekFrom::Start(range.start))?;
+    let length = usize::try_from(present).map_err(io::Error::other)?;
+    let mut buffer = Buffer::take(length);
+    file.read_exact(&mut buffer)?;
+    Ok(Bytes::from_owner(buffer))
 }
 
 fn parse(uri: &str) -> std::result::Result<Url, String> {

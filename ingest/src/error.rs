@@ -40,6 +40,14 @@ pub enum IngestError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file that cannot be written.
+    #[error("{path}: {reason}")]
+    Output {
+        /// The file or folder.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// More images were skipped than the configuration allows.
     #[error(
         "{skipped} of {planned} images skipped, more than skip_fraction_max = {fraction_max} \
@@ -79,5 +87,10 @@ impl IngestError {
     /// An [`IngestError::Labels`] of `path`.
     pub(crate) fn labels(path: impl ToString, reason: impl ToString) -> Self {
         Self::Labels { path: path.to_string(), reason: reason.to_string() }
+    }
+
+    /// An [`IngestError::Output`] of `path`.
+    pub(crate) fn output(path: &std::path::Path, reason: impl ToString) -> Self {
+        Self::Output { path: path.display().to_string(), reason: reason.to_string() }
     }
 }

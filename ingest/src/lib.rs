@@ -37,13 +37,14 @@
 //! # }
 //! ```
 //!
-//! [`decode`] and [`crop`] are the pure functions beneath.
+//! [`decode`] and [`crop`] are the pure functions beneath; [`export`] writes the images as PNGs.
 
 mod budget;
 mod config;
 mod crop;
 mod decode;
 mod error;
+mod export;
 mod halve;
 mod image;
 mod resize;
@@ -55,6 +56,7 @@ pub use config::{Crop, Decode, IngestConfig};
 pub use crop::crop;
 pub use decode::{Format, Limits, decode};
 pub use error::{IngestError, Result};
+pub use export::{Exported, export};
 pub use image::RgbImage;
 pub use skip::{Skip, SkipReason};
 pub use source::{Entry, Source};

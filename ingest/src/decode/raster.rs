@@ -76,7 +76,7 @@ fn reason(format: Format, error: ImageError) -> SkipReason {
         ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => {
             SkipReason::Truncated { format }
         }
-        ImageError::Unsupported(error) => {
+        error @ (ImageError::Unsupported(_) | ImageError::Limits(_)) => {
             SkipReason::Unsupported { format, detail: error.to_string() }
         }
         error => SkipReason::Corrupt { format, detail: error.to_string() },

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AutoencoderConfig {
-    /// `"pixel"`, a weight file, or `[encoder file, decoder file]`. Default `"pixel"`.
+    /// `"builtin"`, `"pixel"`, a weight file, or `[encoder file, decoder file]`. Default
+    /// `"builtin"`.
     pub weights: WeightsSource,
     /// Replaces the scale that the weights state: a model sees `(latents - shift) * scale`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -21,8 +22,11 @@ pub struct AutoencoderConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Names", into = "Names")]
 pub enum WeightsSource {
-    /// No autoencoder: the images themselves.
+    /// The small one that lapflow carries: f4 with 4 channels, trained on the demo's drawings of
+    /// 64 pixels.
     #[default]
+    Builtin,
+    /// No autoencoder: the images themselves.
     Pixel,
     /// One file with encoder and decoder.
     File(PathBuf),
@@ -46,9 +50,19 @@ enum Names {
 impl From<Names> for WeightsSource {
     fn from(names: Names) -> Self {
         match names {
-            Names::One(name) if name == "pixel" => Self::Pixel,
-            Names::One(path) => Self::File(path.into()),
+            Names::One(name) => name.as_str().into(),
             Names::Two([encoder, decoder]) => Self::Pair { encoder, decoder },
+        }
+    }
+}
+
+impl From<&str> for WeightsSource {
+    /// A reserved name, or the path of one file.
+    fn from(name: &str) -> Self {
+        match name {
+            "builtin" => Self::Builtin,
+            "pixel" => Self::Pixel,
+            path => Self::File(path.into()),
         }
     }
 }
@@ -56,6 +70,7 @@ impl From<Names> for WeightsSource {
 impl From<WeightsSource> for Names {
     fn from(source: WeightsSource) -> Self {
         match source {
+            WeightsSource::Builtin => Self::One("builtin".into()),
             WeightsSource::Pixel => Self::One("pixel".into()),
             WeightsSource::File(path) => Self::One(path.to_string_lossy().into_owned()),
             WeightsSource::Pair { encoder, decoder } => Self::Two([encoder, decoder]),

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;
 
 /// Parameters by name.
-pub(super) type Tensors = BTreeMap<String, Tensor>;
+pub type Tensors = BTreeMap<String, Tensor>;
 
 /// Where a whole Stable Diffusion checkpoint keeps its autoencoder.
 const FIRST_STAGE: &str = "first_stage_model.";
@@ -22,7 +22,7 @@ pub(super) fn recognises(weights: &Tensors) -> bool {
 ///
 /// # Errors
 /// When an attention weight has no matrix shape.
-pub(super) fn diffusers_names(mut weights: Tensors) -> Result<Tensors> {
+pub fn diffusers_names(mut weights: Tensors) -> Result<Tensors> {
     if weights.keys().any(|key| key.starts_with(FIRST_STAGE)) {
         weights = weights
             .into_iter()

@@ -22,6 +22,7 @@ mod kl_config;
 mod kl_keys;
 mod layers;
 mod objective;
+mod tiles;
 mod tiny;
 
 pub use config::{Architecture, AutoencoderConfig, Identity, WeightsSource};
@@ -29,12 +30,17 @@ pub use equivariance::{Transform, resize};
 pub use kl::KlNetwork;
 pub use kl_autoencoder::{CONFIG_KEY, KlAutoencoder};
 pub use kl_config::KlConfig;
+pub use kl_keys::diffusers_names;
 pub use objective::{Losses, ObjectiveConfig};
+pub use tiles::Tiling;
 pub use tiny::TinyAutoencoder;
 
 use crate::error::{ModelError, Result};
 use crate::weights::Weights;
 use candle_core::{DType, Device, Tensor};
+
+/// The weights behind [`WeightsSource::Builtin`]; `assets/builtin.toml` is their recipe.
+const BUILTIN: &[u8] = include_bytes!("../../assets/builtin.safetensors");
 
 /// An encoder and decoder ready to run, without gradients.
 pub enum Autoencoder {
@@ -73,6 +79,11 @@ impl Autoencoder {
     pub fn open(config: &AutoencoderConfig, device: &Device) -> Result<Self> {
         match &config.weights {
             WeightsSource::Pixel => Ok(Self::Pixel),
+            WeightsSource::Builtin => {
+                let weights = Weights::from_bytes("builtin", BUILTIN)?;
+                let kl = KlAutoencoder::new(weights, None, config, device)?;
+                Ok(Self::Kl(Box::new(kl)))
+            }
             WeightsSource::Pair { encoder, decoder } => {
                 let (encoder, decoder) = (Weights::read(encoder)?, Weights::read(decoder)?);
                 Ok(Self::Tiny(TinyAutoencoder::from_pair(encoder, decoder, config, device)?))
@@ -133,5 +144,41 @@ impl Autoencoder {
             Self::Kl(kl) => kl.decode(latents),
             Self::Tiny(tiny) => tiny.decode(latents),
         }
+    }
+
+    /// [`Autoencoder::encode`] in pieces, with the memory of one piece.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::encode`].
+    pub fn encode_tiled(&self, images: &Tensor, tiling: &Tiling) -> Result<Posterior> {
+        let Identity { factor, channels, .. } = *self.identity();
+        let (_, _, height, width) = images.dims4()?;
+        if !tiling.cuts(height / factor, width / factor) {
+            return self.encode(images);
+        }
+        let moments = tiling.run(images, factor, 1, |piece| {
+            let Posterior { mean, logvar } = self.encode(piece)?;
+            Ok(match logvar {
+                Some(logvar) => Tensor::cat(&[mean, logvar], 1)?,
+                None => mean,
+            })
+        })?;
+        let mean = moments.narrow(1, 0, channels)?.contiguous()?;
+        let has_logvar = moments.dims()[1] > channels;
+        let logvar =
+            has_logvar.then(|| moments.narrow(1, channels, channels)?.contiguous()).transpose()?;
+        Ok(Posterior { mean, logvar })
+    }
+
+    /// [`Autoencoder::decode`] in pieces, with the memory of one piece.
+    ///
+    /// # Errors
+    /// As [`Autoencoder::decode`].
+    pub fn decode_tiled(&self, latents: &Tensor, tiling: &Tiling) -> Result<Tensor> {
+        let (_, _, height, width) = latents.dims4()?;
+        if !tiling.cuts(height, width) {
+            return self.decode(latents);
+        }
+        tiling.run(latents, 1, self.identity().factor, |piece| self.decode(piece))
     }
 }

@@ -106,6 +106,11 @@ impl Encoder {
         &self.levels
     }
 
+    /// Whether the autoencoder shares the cores with everything else.
+    pub(crate) fn on_cpu(&self) -> bool {
+        self.device.is_cpu()
+    }
+
     /// Identity of the autoencoder, as datasets record it.
     pub(crate) fn identity(&self) -> serde_json::Value {
         serde_json::to_value(self.autoencoder.identity()).expect("an identity is plain data")

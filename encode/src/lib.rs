@@ -40,12 +40,15 @@
 //! # }
 //! ```
 //!
-//! A [`Draft`] is a job before it touches its dataset: what a dry run shows.
+//! A [`Draft`] is a job before it touches its dataset: what a dry run shows. A [`Monitor`] shows a
+//! run to Prometheus; its progress callback reports to it.
 
 mod config;
 mod encoder;
 mod error;
+mod estimate;
 mod job;
+mod monitor;
 mod pipeline;
 mod plan;
 mod skips;
@@ -54,7 +57,9 @@ mod status;
 
 pub use config::EncodeConfig;
 pub use error::{EncodeError, Result};
+pub use estimate::Estimate;
 pub use job::{Draft, Job};
+pub use monitor::Monitor;
 pub use plan::{Permutation, Plan};
 pub use skips::SkipRecord;
 pub use stats::{EncodeStats, StageTimes};

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use futures::StreamExt;
 use lapflow_ingest::Outcome;
-use lapflow_store::{Commit, Row, ShardWriter, Worker};
+use lapflow_store::{Commit, Dataset, Row, ShardWriter, Worker};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::encoder::{Encoder, PixelBatch};
@@ -31,7 +31,15 @@ struct Run<'a> {
     job: &'a Job,
     stop: &'a AtomicBool,
     start: Instant,
+    /// Images skipped in the shards that were committed when the run began.
+    skipped_before: u64,
     stats: Arc<Mutex<EncodeStats>>,
+}
+
+/// The reading stage's side of the queue to the device.
+struct Output {
+    batches: Sender<Step<PixelBatch>>,
+    clock: StageClock,
 }
 
 pub(crate) async fn run(
@@ -40,8 +48,10 @@ pub(crate) async fn run(
     stop: &AtomicBool,
     progress: &mut (dyn FnMut(&EncodeStats) + Send),
 ) -> Result<EncodeStats> {
-    let run = Run { job, stop, start: Instant::now(), stats: Arc::default() };
-    let shards = run.assign(worker).await?;
+    let dataset = job.dataset.refresh().await?;
+    let skipped_before = job.skips(&dataset);
+    let run = Run { job, stop, start: Instant::now(), skipped_before, stats: Arc::default() };
+    let shards = run.assign(worker, &dataset);
     let (batches, batches_in) = channel(job.config.queue_batches_max);
     let (rows, rows_in) = channel(job.config.queue_batches_max);
     let (encoder, stats) = (Arc::clone(&job.encoder), Arc::clone(&run.stats));
@@ -69,9 +79,9 @@ impl Run<'_> {
     }
 
     /// The shards that fall to `worker` and were not committed when the run began.
-    async fn assign(&self, worker: Worker) -> Result<Vec<u64>> {
+    fn assign(&self, worker: Worker, dataset: &Dataset) -> Vec<u64> {
         let plan = &self.job.plan;
-        let missing = plan.missing(&self.job.dataset.refresh().await?);
+        let missing = plan.missing(dataset);
         let assigned: Vec<u64> = plan.shards_of(worker.index, worker.count).collect();
         let todo: Vec<u64> =
             assigned.iter().copied().filter(|shard| missing.binary_search(shard).is_ok()).collect();
@@ -79,70 +89,64 @@ impl Run<'_> {
         stats.shards_assigned = assigned.len() as u64;
         stats.shards_present = (assigned.len() - todo.len()) as u64;
         stats.rows_assigned = todo.iter().map(|&shard| plan.shard_images(shard) * plan.views).sum();
-        Ok(todo)
+        todo
     }
 
     /// Reads shard after shard until there are no more, or the run is to stop.
     async fn read(&self, shards: Vec<u64>, batches: Sender<Step<PixelBatch>>) -> Result<()> {
-        let mut clock = StageClock::start();
-        let skipped_before = self.job.skips(&self.job.dataset);
+        let mut output = Output { batches, clock: StageClock::start() };
         for shard in shards {
-            let name = self.job.plan.shard_name(shard);
-            if self.job.dataset.is_committed(&name).await? {
+            if self.job.dataset.is_committed(&self.job.plan.shard_name(shard)).await? {
                 self.stats().shards_present += 1;
-                continue;
-            }
-            let mut skips = Vec::new();
-            let mut batch = PixelBatch::default();
-            let mut outcomes = pin!(self.job.source.stream(self.job.permutation.shard(shard)));
-            while let Some(outcome) = outcomes.next().await {
-                if self.stop.load(Ordering::Relaxed) {
-                    tracing::info!(shard = name, "asked to stop, shard abandoned");
-                    self.stats().stopped = true;
-                    return Ok(());
-                }
-                match outcome? {
-                    Outcome::Image(item) => batch.push(item),
-                    Outcome::Skip(skip) => {
-                        skips.push(self.count_skip(skip.into(), skipped_before)?);
-                    }
-                }
-                if batch.len() == self.job.config.batch {
-                    let part = std::mem::take(&mut batch);
-                    if !self.pass_on(&batches, Step::Part { shard, part }, &mut clock).await {
-                        return Ok(());
-                    }
-                }
-            }
-            if batch.len() > 0
-                && !self.pass_on(&batches, Step::Part { shard, part: batch }, &mut clock).await
-            {
-                return Ok(());
-            }
-            if !self.pass_on(&batches, Step::End { shard, skips }, &mut clock).await {
-                return Ok(());
+            } else if !self.read_shard(shard, &mut output).await? {
+                break;
             }
         }
         Ok(())
     }
 
+    /// Reads one shard; whether to go on with the next.
+    async fn read_shard(&self, shard: u64, output: &mut Output) -> Result<bool> {
+        let mut skips = Vec::new();
+        let mut batch = PixelBatch::default();
+        let mut outcomes = pin!(self.job.source.stream(self.job.permutation.shard(shard)));
+        while let Some(outcome) = outcomes.next().await {
+            if self.stop.load(Ordering::Relaxed) {
+                tracing::info!(shard, "asked to stop, shard abandoned");
+                self.stats().stopped = true;
+                return Ok(false);
+            }
+            match outcome? {
+                Outcome::Image(item) => batch.push(item),
+                Outcome::Skip(skip) => skips.push(self.count_skip(skip.into())?),
+            }
+            if batch.len() == self.job.config.batch {
+                let part = std::mem::take(&mut batch);
+                if !self.pass_on(Step::Part { shard, part }, output).await {
+                    return Ok(false);
+                }
+            }
+        }
+        if batch.len() > 0 && !self.pass_on(Step::Part { shard, part: batch }, output).await {
+            return Ok(false);
+        }
+        Ok(self.pass_on(Step::End { shard, skips }, output).await)
+    }
+
     /// Sends `step` to the device; whether anybody listens there.
-    async fn pass_on(
-        &self,
-        batches: &Sender<Step<PixelBatch>>,
-        step: Step<PixelBatch>,
-        clock: &mut StageClock,
-    ) -> bool {
-        clock.lap(Lap::Busy);
-        let sent = batches.send(step).await.is_ok();
-        self.stats().read = clock.lap(Lap::Blocked);
+    async fn pass_on(&self, step: Step<PixelBatch>, output: &mut Output) -> bool {
+        output.clock.lap(Lap::Busy);
+        let sent = output.batches.send(step).await.is_ok();
+        let mut stats = self.stats();
+        stats.read = output.clock.lap(Lap::Blocked);
+        stats.batches_queued = waiting(&output.batches);
         sent
     }
 
-    fn count_skip(&self, skip: SkipRecord, skipped_before: u64) -> Result<SkipRecord> {
+    fn count_skip(&self, skip: SkipRecord) -> Result<SkipRecord> {
         let mut stats = self.stats();
         *stats.skipped.entry(skip.reason.clone()).or_default() += 1;
-        let skipped = skipped_before + stats.skips();
+        let skipped = self.skipped_before + stats.skips();
         if skipped > self.job.skips_max() {
             let last = format!("the last: {}: {}", skip.key, skip.message);
             return Err(self.job.too_many_skips(skipped, last));
@@ -168,7 +172,7 @@ impl Run<'_> {
             };
             match step {
                 Step::Part { part, .. } => {
-                    self.stats().rows_encoded += part.len() as u64;
+                    self.count_rows(part.len() as u64);
                     for row in part {
                         writer.push(row).await?;
                     }
@@ -187,12 +191,19 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn count_rows(&self, rows: u64) {
+        let mut stats = self.stats();
+        stats.rows_encoded += rows;
+        stats.bytes_encoded += rows * self.job.dataset.metadata().sample_bytes() as u64;
+    }
+
     async fn commit(&self, shard: &str, writer: ShardWriter, skips: &[SkipRecord]) -> Result<()> {
-        let rows = writer.rows();
+        let (rows, start) = (writer.rows(), Instant::now());
         skips::write(&self.job.dataset, shard, skips).await?;
         let commit = writer.commit().await?;
         tracing::info!(shard, rows, skipped = skips.len(), ?commit, "shard written");
         let mut stats = self.stats();
+        stats.commit_seconds += start.elapsed().as_secs_f64();
         match commit {
             Commit::Done { .. } => {
                 stats.shards_committed += 1;
@@ -220,12 +231,19 @@ fn encode(
         };
         clock.lap(Lap::Busy);
         let sent = rows.blocking_send(step).is_ok();
-        lock(stats).encode = clock.lap(Lap::Blocked);
+        let mut stats = lock(stats);
+        stats.encode = clock.lap(Lap::Blocked);
+        stats.rows_queued = waiting(rows);
         if !sent {
             break;
         }
     }
     Ok(())
+}
+
+/// Messages in a queue.
+fn waiting<T>(queue: &Sender<T>) -> u64 {
+    (queue.max_capacity() - queue.capacity()) as u64
 }
 
 fn lock(stats: &Mutex<EncodeStats>) -> MutexGuard<'_, EncodeStats> {

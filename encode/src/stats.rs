@@ -18,8 +18,16 @@ pub struct EncodeStats {
     pub rows_assigned: u64,
     /// Rows encoded, also those of a shard that was then abandoned.
     pub rows_encoded: u64,
+    /// Bytes of their levels, before compression.
+    pub bytes_encoded: u64,
     /// Rows of the shards this run committed.
     pub rows_committed: u64,
+    /// Seconds spent in commits: the last of a shard's upload, and the table's log.
+    pub commit_seconds: f64,
+    /// Batches that waited for the device when the last one was queued.
+    pub batches_queued: u64,
+    /// Batches of rows that waited for the writer when the last one was queued.
+    pub rows_queued: u64,
     /// Images skipped, by reason.
     pub skipped: BTreeMap<String, u64>,
     /// Whether the run was asked to stop before it was done.

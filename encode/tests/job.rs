@@ -198,3 +198,32 @@ async fn impossible_configurations_name_their_key() {
     let error = refused(&|fixture| fixture.ingest = IngestConfig::default()).await;
     assert!(error.starts_with("data.source: "), "{error}");
 }
+
+#[tokio::test]
+async fn a_dry_run_estimates_and_writes_nothing() {
+    let fixture = Fixture::new(30, 0);
+    let autoencoder = Arc::new(Autoencoder::Pixel);
+    let draft = Draft::open(&fixture.ingest, &fixture.encode, autoencoder, &Device::Cpu);
+    let draft = draft.await.unwrap();
+    let estimate = draft.estimate(4).await.unwrap();
+    assert_eq!(estimate.images_measured, 3); // the first shard's 6 less a batch
+    assert_eq!(estimate.bytes, 30 * 2 * 3 * (16 * 16 + 8 * 8));
+    let each = estimate.read_seconds + estimate.encode_seconds;
+    assert!(each > 0.0 && (estimate.seconds / 30.0 / each - 1.0).abs() < 1e-9);
+    assert_eq!(std::fs::read_dir(fixture.folder.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn missing_shards_are_listed_for_a_job_array() {
+    let mut fixture = Fixture::new(24, 0);
+    fixture.encode.shard_rows = 2;
+    let missing = async || Status::read(&fixture.uri("latents")).await.unwrap();
+    fixture.open("latents").await.unwrap();
+    assert_eq!(missing().await.array_expression(), "0-11");
+    for index in [1, 6, 7, 8] {
+        fixture.run("latents", Worker { index, count: 12 }).await.unwrap();
+    }
+    assert_eq!(missing().await.array_expression(), "0,2-5,9-11");
+    fixture.run("latents", Worker::ALONE).await.unwrap();
+    assert_eq!(missing().await.array_expression(), "");
+}

@@ -6,15 +6,11 @@ mod common;
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
-use common::{Fixture, rows};
-use lapflow_encode::{Job, Status};
-use lapflow_model::autoencoder::Autoencoder;
-use lapflow_store::{Dataset, Worker};
+use common::{Fixture, rows, work};
+use lapflow_encode::Status;
+use lapflow_store::Dataset;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -29,14 +25,6 @@ async fn main() {
         ["--list", ..] => println!("kill: test"),
         _ => kill_until_done().await,
     }
-}
-
-async fn work(images: &str, uri: &str, worker: Worker) {
-    let Fixture { mut ingest, encode, .. } = Fixture::new(0, 0);
-    ingest.source = images.to_owned();
-    let autoencoder = Arc::new(Autoencoder::Pixel);
-    let job = Job::open(&ingest, &encode, autoencoder, &Device::Cpu, uri).await.unwrap();
-    job.run(worker, &AtomicBool::new(false), &mut |_| {}).await.unwrap();
 }
 
 async fn kill_until_done() {

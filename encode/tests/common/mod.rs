@@ -84,3 +84,12 @@ pub async fn rows(uri: &str) -> Vec<Row> {
     rows.sort_by_key(|row| (row.id, row.view));
     rows
 }
+
+/// Runs the fixtures' job over `images` as one worker.
+pub async fn work(images: &str, uri: &str, worker: Worker) {
+    let Fixture { mut ingest, encode, .. } = Fixture::new(0, 0);
+    ingest.source = images.to_owned();
+    let autoencoder = Arc::new(Autoencoder::Pixel);
+    let job = Job::open(&ingest, &encode, autoencoder, &Device::Cpu, uri).await.unwrap();
+    job.run(worker, &AtomicBool::new(false), &mut |_| {}).await.unwrap();
+}

@@ -1,6 +1,33 @@
 //! The trainer: pyramids from a dataset in, checkpoints and metrics out.
 //!
-//! Principal type: [`Trainer`], driven by [`run()`] through a whole run folder.
+//! Principal type: [`Trainer`], driven by [`run()`] through a whole run folder. Every random draw
+//! is keyed by the seed and the number of a step or sample, so that a run that was interrupted
+//! goes on as if it never had been.
+//!
+//! ```no_run
+//! use candle_core::Device;
+//! use lapflow_model::{flow::FlowConfig, net::ModelConfig};
+//! use lapflow_store::Dataset;
+//! use lapflow_train::{Recipe, RunFolder, TrainConfig, Trainer, run};
+//! use std::sync::atomic::AtomicBool;
+//!
+//! # async fn train() -> Result<(), Box<dyn std::error::Error>> {
+//! let dataset = Dataset::open("datasets/faces").await?;
+//! let recipe = Recipe {
+//!     model: ModelConfig::default(),
+//!     flow: FlowConfig::default(),
+//!     train: TrainConfig::default(),
+//!     autoencoder: serde_json::json!({ "weights": "pixel" }),
+//! };
+//! let mut trainer = Trainer::new(&recipe, &dataset, &Device::Cpu)?;
+//! let folder = RunFolder::open("runs/faces")?;
+//! let outcome = run(&mut trainer, &dataset, &folder, &AtomicBool::new(false), |line| {
+//!     println!("step {}: loss {:.4}", line.step, line.loss);
+//! })?;
+//! println!("{}", outcome.checkpoint.display());
+//! # Ok(())
+//! # }
+//! ```
 
 mod config;
 mod data;

@@ -4,7 +4,7 @@
 //! outlives its tile of [`TILE_QUERIES`] queries, in the forward and in the backward pass.
 
 use super::matmul::{Mat, matmul};
-use super::vector::{exp, sum, vectorized};
+use super::vector::{exp, max, sum, vectorized};
 use super::{TokenLayout, output, values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use gemm::Parallelism;
@@ -138,7 +138,11 @@ impl Head {
         matmul(scores, queries, keys.t(), scale, false, Parallelism::None);
         vectorized(
             #[inline(always)]
-            || scores.chunks_exact_mut(m).for_each(softmax),
+            || {
+                for row in scores.chunks_exact_mut(m) {
+                    softmax(row);
+                }
+            },
         );
     }
 }
@@ -294,10 +298,14 @@ fn rows<'a>(data: &'a [f32], tokens: &Range<usize>, dim: usize) -> Mat<'a> {
 
 #[inline(always)]
 fn softmax(row: &mut [f32]) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    row.iter_mut().for_each(|x| *x = exp(*x - max));
+    let max = max(row);
+    for x in row.iter_mut() {
+        *x = exp(*x - max);
+    }
     let norm = sum(row.len(), |i| row[i]).recip();
-    row.iter_mut().for_each(|x| *x *= norm);
+    for x in row.iter_mut() {
+        *x *= norm;
+    }
 }
 
 /// `ds = p (ds - sum(p ds))`, in place.

@@ -33,6 +33,23 @@ pub(crate) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
     lanes[0]
 }
 
+/// The largest value, `-inf` of none.
+#[inline(always)]
+pub(crate) fn max(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut chunks = values.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for lane in 0..LANES {
+            lanes[lane] = lanes[lane].max(chunk[lane]);
+        }
+    }
+    let mut largest = f32::NEG_INFINITY;
+    for value in lanes.iter().chain(chunks.remainder()) {
+        largest = largest.max(*value);
+    }
+    largest
+}
+
 /// e^x to 2 units in the last place for x in [-87, 88], clamped outside.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
@@ -70,6 +87,17 @@ mod tests {
             assert!((tanh(x) as f64 - (x as f64).tanh()).abs() < 2e-7, "tanh({x})");
         }
         assert!(exp(-1e30) < 1e-37);
+    }
+
+    #[test]
+    fn max_sees_every_element() {
+        for count in 1..70 {
+            for at in 0..count {
+                let values: Vec<f32> =
+                    (0..count).map(|i| if i == at { 2.0 } else { -1.0 }).collect();
+                assert_eq!(max(&values), 2.0);
+            }
+        }
     }
 
     #[test]

@@ -11,11 +11,13 @@ if [ ! -x "$python" ]; then
   uv pip install -q --python "$python" -r "$here/requirements.txt"
 fi
 cd "$here/../../.."
+# The whole workspace, so that its dependencies are those already built.
+cargo build -q --release --workspace --example fixture
 export HF_HOME=$scratch/hf HF_HUB_OFFLINE=1
 for dtype in f16 bf16 f32; do
   for posterior in mean moments; do
     dataset=$scratch/$dtype-$posterior
-    cargo run -q --release -p lapflow-store --example fixture -- "$dataset" $dtype $posterior 60
+    "${CARGO_TARGET_DIR:-target}/release/examples/fixture" "$dataset" $dtype $posterior 60
     "$python" "$here/readers.py" "$dataset" $dtype $posterior 60
   done
 done

@@ -21,7 +21,7 @@ use std::time::Instant;
 /// Training pictures of each class.
 const PICTURES: u64 = 500;
 /// Samples of each class that are scored.
-const SCORED: usize = 24;
+const SCORED: usize = 16;
 /// Columns of the sample grid.
 const COLUMNS: usize = 12;
 /// Samples shown beside their nearest training picture.

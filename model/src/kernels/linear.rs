@@ -6,6 +6,7 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
 };
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// `x W^T + b` for `x` `(rows, in)`, `weight` `(out, in)`, `bias` `(out)`; f32, gives `(rows, out)`.
 ///
@@ -37,10 +38,16 @@ impl CustomOp3 for Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, k) = x_layout.shape().dims2()?;
         let n = bias_layout.shape().dims1()?;
-        let x = Mat::new(values("linear", x, x_layout)?, rows, k);
+        let computed = rows_computed(rows, n);
+        let mut x = Cow::from(values("linear", x, x_layout)?);
+        if computed > rows {
+            x.to_mut().resize(computed * k, 0.0);
+        }
+        let x = Mat::new(&x, computed, k);
         let weight = Mat::new(values("linear", weight, weight_layout)?, n, k);
-        let mut y = values("linear", bias, bias_layout)?.repeat(rows);
+        let mut y = values("linear", bias, bias_layout)?.repeat(computed);
         matmul(&mut y, x, weight.t(), 1.0, true, parallel());
+        y.truncate(rows * n);
         output(y, (rows, n))
     }
 
@@ -59,6 +66,16 @@ impl CustomOp3 for Linear {
         let dbias = grad.apply_op1_no_bwd(&ColumnSum)?;
         Ok((dx, Some(dweight), Some(dbias)))
     }
+}
+
+/// As many rows as it takes, zeros behind the real ones, for a row's result not to depend on how
+/// many others there are: `gemm` sums products of few rows and columns in other orders.
+fn rows_computed(rows: usize, n: usize) -> usize {
+    /// Up to this many rows and columns, sums are divided otherwise.
+    const SMALL_SIDE: usize = 64;
+    /// Up to this many elements, dot products are taken instead.
+    const SMALL_AREA: usize = 256;
+    if n <= SMALL_SIDE { rows.max(SMALL_SIDE + 1) } else { rows.max(SMALL_AREA / n + 1).max(2) }
 }
 
 /// A matrix product of the backward pass.

@@ -99,6 +99,26 @@ impl Generator {
         times: &[f64],
         show: impl FnMut(f64, &[Tensor]) -> Result<()>,
     ) -> Result<Drawn> {
+        let (latents, costs) = self.integrate(requests, times, show)?;
+        let images = self.decode(&latents)?;
+        Ok(Drawn { images, latents, costs })
+    }
+
+    /// Merged, normalized latents `(b, c, h, w)` of the requested images, not decoded, and the
+    /// cost of each segment.
+    ///
+    /// # Errors
+    /// When the solver or the network fails.
+    pub fn draw_latents(&self, requests: &[Request]) -> Result<(Tensor, Vec<SegmentCost>)> {
+        self.integrate(requests, &[], |_, _| Ok(()))
+    }
+
+    fn integrate(
+        &self,
+        requests: &[Request],
+        times: &[f64],
+        show: impl FnMut(f64, &[Tensor]) -> Result<()>,
+    ) -> Result<(Tensor, Vec<SegmentCost>)> {
         let geometry = &self.card.geometry;
         let null = geometry.classes as u32;
         let labels: Vec<u32> = requests.iter().map(|r| r.label.unwrap_or(null)).collect();
@@ -113,9 +133,7 @@ impl Generator {
         let mut velocity = guided(network(&self.net), &labels, null, self.config.guidance());
         let solver = self.config.solver();
         let sampled = sample_through(&self.path, &solver, &noise, &mut velocity, times, show)?;
-        let latents = pyramid::merge(&sampled.levels)?;
-        let images = self.decode(&latents)?;
-        Ok(Drawn { images, latents, costs: sampled.costs })
+        Ok((pyramid::merge(&sampled.levels)?, sampled.costs))
     }
 
     /// Images `(b, 3, H, W)` of normalized latents `(b, c, h, w)`.

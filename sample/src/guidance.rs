@@ -55,10 +55,6 @@ pub fn guided<'a>(
 }
 
 /// A network's velocity as [`guided`] takes it: f32 levels, times and labels of the same rows.
-///
-/// One row alone is computed as two: a product with a single row goes through another routine of
-/// the CPU's matrix library, whose sums round differently, and an image shall not depend on its
-/// batch.
 pub fn network<'a>(
     net: &'a Transformer,
 ) -> impl FnMut(&[Tensor], &[f64], &[u32]) -> Result<Vec<Tensor>> + 'a {
@@ -66,13 +62,7 @@ pub fn network<'a>(
         let device = levels[0].device();
         let times: Vec<f32> = times.iter().map(|t| *t as f32).collect();
         let (times, labels) = (Tensor::new(times, device)?, Tensor::new(labels, device)?);
-        if labels.elem_count() > 1 {
-            return net.forward(levels, &times, Some(&labels));
-        }
-        let twice = |x: &Tensor| Tensor::cat(&[x, x], 0);
-        let levels = levels.iter().map(twice).collect::<candle_core::Result<Vec<_>>>()?;
-        let velocity = net.forward(&levels, &twice(&times)?, Some(&twice(&labels)?))?;
-        velocity.iter().map(|level| Ok(level.narrow(0, 0, 1)?)).collect()
+        net.forward(levels, &times, Some(&labels))
     }
 }
 

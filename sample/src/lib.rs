@@ -38,7 +38,9 @@ pub mod error;
 mod generator;
 pub mod guidance;
 pub mod images;
+pub mod job;
 pub mod metrics;
+pub mod sde;
 pub mod segments;
 pub mod solver;
 
@@ -46,5 +48,6 @@ pub use config::{SampleConfig, SolverName};
 pub use error::{Result, SampleError};
 pub use generator::{Drawn, Generator, Request};
 pub use guidance::{Guidance, guided, network};
+pub use job::{Job, Labels, Output};
 pub use segments::{Sampled, sample_pyramid};
 pub use solver::{Dopri5, Query, Solver};

@@ -117,11 +117,11 @@ impl Segment {
 }
 
 impl SegmentCost {
-    fn none(segment: Segment, batch: usize) -> Self {
+    pub(crate) fn none(segment: Segment, batch: usize) -> Self {
         Self { segment, evaluations: vec![0; batch], rejected: vec![0; batch], calls: 0 }
     }
 
-    fn add(&mut self, evaluations: &[usize], rejected: &[usize], calls: usize) {
+    pub(crate) fn add(&mut self, evaluations: &[usize], rejected: &[usize], calls: usize) {
         let sum = |total: &mut Vec<usize>, more: &[usize]| {
             total.iter_mut().zip(more).for_each(|(total, more)| *total += more);
         };

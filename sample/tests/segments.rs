@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Result as TensorResult, Tensor};
 use lapflow_model::flow::{FlowConfig, Path, image_rng};
+use lapflow_sample::sde::{Diffusion, Sde};
 use lapflow_sample::segments::{sample_pyramid, sample_through};
 use lapflow_sample::solver::{Control, Dopri5, Grid, Method, Query, StepSizes};
 use lapflow_sample::{Guidance, Sampled, Solver, guided};
@@ -26,7 +27,12 @@ fn gaussian_velocity(x: &Tensor, t: f64, k: usize) -> TensorResult<Tensor> {
 fn velocity(query: &Query) -> lapflow_model::Result<Vec<Tensor>> {
     let finest = STARTS.len() - query.levels.len();
     let mut out = Vec::new();
+    let together = query.times.iter().all(|t| *t == query.times[0]);
     for (i, level) in query.levels.iter().enumerate() {
+        if together {
+            out.push(gaussian_velocity(level, query.times[0], finest + i)?);
+            continue;
+        }
         let mut rows = Vec::new();
         for (row, time) in query.times.iter().enumerate() {
             rows.push(gaussian_velocity(&level.narrow(0, row, 1)?, *time, finest + i)?);
@@ -77,6 +83,44 @@ fn every_solver_carries_noise_to_the_data() {
         assert_eq!(spans.iter().map(|s| s.level).collect::<Vec<_>>(), [2, 1, 0]);
         assert_eq!((spans[0].start, spans[0].end, spans[2].end), (0.0, 0.33, 1.0));
     }
+}
+
+#[test]
+fn stochastic_sampling_keeps_the_distribution() {
+    let ids: Vec<u64> = (0..400).collect();
+    for diffusion in [
+        Diffusion::Constant,
+        Diffusion::Sigma,
+        Diffusion::Linear,
+        Diffusion::Decreasing,
+        Diffusion::IncreasingDecreasing,
+    ] {
+        // Small steps, and a small last one: it follows the drift alone and draws the data together.
+        let grid = Grid::Uniform { steps: 500 };
+        let sde = Sde { grid, diffusion, last_step: 0.002, ..Default::default() };
+        let mut rngs: Vec<_> = ids.iter().map(|id| image_rng(3, *id)).collect();
+        let noise = path().draw_noise(&mut rngs, [2, 8, 8], &Device::Cpu).unwrap();
+        let sampled = sde.sample(&path(), &noise, &mut rngs, &mut velocity).unwrap();
+        for (k, (mean, std)) in DATA.iter().enumerate() {
+            // The data's spread is given in units of the level's noise.
+            let ends = moments(&values(&sampled.levels[k]));
+            let unit = moments(&values(&noise[k])).1;
+            let message =
+                format!("{diffusion:?} level {k}: {ends:?} for {mean} and {}", std * unit);
+            assert!((ends.0 - mean).abs() < 0.04, "{message}");
+            assert!((ends.1 / (std * unit) - 1.0).abs() < 0.06, "{message}");
+        }
+        let ode = sample(&Solver::Fixed(Method::Euler, sde.grid.clone()), &noise);
+        let moved = (&sampled.levels[2] - &ode.levels[2]).unwrap();
+        assert!(moments(&values(&moved)).1 > 0.1, "{diffusion:?} added no noise");
+    }
+}
+
+fn moments(values: &[f32]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / count;
+    let variance = values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / count;
+    (mean, variance.sqrt())
 }
 
 #[test]

@@ -1,0 +1,77 @@
+//! From a complete folder of PNG files to one file.
+
+use super::{Job, Output, image_path};
+use crate::error::{Result, SampleError};
+use crate::generator::Generator;
+use crate::images::parquet::{ImageRow, ParquetWriter};
+use crate::images::{Compression, NpzWriter};
+use lapflow_ingest::{Limits, RgbImage, decode};
+use std::path::Path;
+
+/// Makes the job's file if every image of every shard is in `folder`, and removes the folder.
+///
+/// Returns whether the set is complete. Two workers that finish together may both make the file;
+/// the files are equal and each is renamed whole.
+pub(super) fn if_complete(job: &Job, generator: &Generator, folder: &Path) -> Result<bool> {
+    if !(0..job.count).all(|index| image_path(folder, index).exists()) {
+        return Ok(job.output.is_finished());
+    }
+    let made = match &job.output {
+        Output::Folder(_) => return Ok(true),
+        Output::Npz(path, compression) => npz(job, generator, folder, path, *compression),
+        Output::Parquet(path) => parquet(job, generator, folder, path),
+    };
+    // Another worker may have made the file and removed the folder meanwhile.
+    if made.is_err() && job.output.is_finished() {
+        return Ok(true);
+    }
+    made?;
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if folder.exists() => Err(SampleError::file(folder, e)),
+        _ => Ok(true),
+    }
+}
+
+fn npz(
+    job: &Job,
+    generator: &Generator,
+    folder: &Path,
+    path: &Path,
+    compression: Compression,
+) -> Result<()> {
+    let mut writer: Option<NpzWriter> = None;
+    let mut labels = Vec::new();
+    for index in 0..job.count {
+        let image = read(&image_path(folder, index))?;
+        let size = (image.height as usize, image.width as usize);
+        let writer = match &mut writer {
+            Some(writer) => writer,
+            None => writer.insert(NpzWriter::create(path, job.count as usize, size, compression)?),
+        };
+        writer.push(&image.pixels)?;
+        labels.extend(job.request(generator, index).label.map(i64::from));
+    }
+    let labels = (labels.len() as u64 == job.count).then_some(&labels[..]);
+    writer.map_or(Ok(()), |writer| writer.finish(labels))
+}
+
+fn parquet(job: &Job, generator: &Generator, folder: &Path, path: &Path) -> Result<()> {
+    let mut writer = ParquetWriter::create(path)?;
+    for index in 0..job.count {
+        let file = image_path(folder, index);
+        let image = std::fs::read(&file).map_err(|e| SampleError::file(&file, e))?;
+        let label = job.request(generator, index).label;
+        writer.push(ImageRow {
+            id: index as i64,
+            label: label.map_or(-1, |label| label as i32),
+            seed: generator.config().seed as i64,
+            image,
+        })?;
+    }
+    writer.finish()
+}
+
+fn read(path: &Path) -> Result<RgbImage> {
+    let bytes = std::fs::read(path).map_err(|e| SampleError::file(path, e))?;
+    decode(&bytes, &Limits::default()).map_err(|e| SampleError::file(path, e))
+}

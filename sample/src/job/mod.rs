@@ -1,0 +1,259 @@
+//! Batch jobs: image sets drawn in shards, resumed from what is on disk.
+//!
+//! Enters: a [`Generator`] and a [`Job`]. Leaves: one PNG an image, written beside and renamed, in
+//! the set's folder; for `.npz` and Parquet the folder is a stage beside the file, from which the
+//! job that finds it complete makes the file. Nothing else is state: a killed job loses the
+//! batches in flight, and shards need not know of each other.
+
+mod assemble;
+mod labels;
+mod record;
+
+pub use labels::Labels;
+
+use crate::error::{Result, SampleError};
+use crate::generator::{Generator, Request};
+use crate::images::Compression;
+use crate::images::png::write_png;
+use crate::segments::SegmentCost;
+use candle_core::Tensor;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Instant;
+
+/// Batches of latents that wait for the decoder.
+const QUEUE_BATCHES_MAX: usize = 1;
+
+/// A set of images to draw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Images in the whole set.
+    pub count: u64,
+    /// This worker and how many there are: it draws images `index`, `index + workers`, ..
+    pub shard: (u64, u64),
+    /// Their classes.
+    pub labels: Labels,
+    /// Where they go.
+    pub output: Output,
+}
+
+/// The form of a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// `000000.png` and so on in a folder.
+    Folder(PathBuf),
+    /// ADM's `.npz`.
+    Npz(PathBuf, Compression),
+    /// Rows of id, label, seed and PNG bytes.
+    Parquet(PathBuf),
+}
+
+/// How far a job is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Images of this shard that were there at the start.
+    pub found: u64,
+    /// Images drawn since.
+    pub drawn: u64,
+    /// Images of this shard.
+    pub total: u64,
+    /// Seconds since the start.
+    pub seconds: f64,
+    /// Finest active level and function evaluations, summed over the drawn images.
+    pub evaluations: Vec<(usize, usize)>,
+    /// Whether the set is complete and in its final form.
+    pub complete: bool,
+}
+
+impl Output {
+    /// `DIR`, `FILE.npz` or `FILE.parquet`, by its extension.
+    pub fn from_path(path: &Path, compression: Compression) -> Self {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("npz") => Self::Npz(path.into(), compression),
+            Some("parquet") => Self::Parquet(path.into()),
+            _ => Self::Folder(path.into()),
+        }
+    }
+
+    /// The set itself.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Folder(path) | Self::Npz(path, _) | Self::Parquet(path) => path,
+        }
+    }
+
+    /// The folder of its PNG files.
+    fn folder(&self) -> PathBuf {
+        match self {
+            Self::Folder(path) => path.clone(),
+            Self::Npz(path, _) | Self::Parquet(path) => beside(path, ".parts"),
+        }
+    }
+
+    /// The file that says what the set is of.
+    fn record(&self) -> PathBuf {
+        match self {
+            Self::Folder(path) => path.join("job.json"),
+            Self::Npz(path, _) | Self::Parquet(path) => beside(path, ".json"),
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        !matches!(self, Self::Folder(_)) && self.path().exists()
+    }
+}
+
+impl Job {
+    /// Draws what is missing of this worker's shard, and assembles the set if that completes it.
+    ///
+    /// `origin` names the weights, e.g. the checkpoint's hash. Decoding and writing of one batch
+    /// overlap the integration of the next. A raised `stop` ends the job after the batches in
+    /// flight; running the same job again continues it.
+    ///
+    /// # Errors
+    /// When the place holds another set, the shard is out of range, or drawing or writing fails.
+    pub fn run(
+        &self,
+        generator: &Generator,
+        origin: &Value,
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Progress> {
+        let (worker, workers) = self.shard;
+        if worker >= workers {
+            return Err(SampleError::setting("shard", format!("{worker} is not below {workers}")));
+        }
+        let record = self.output.record();
+        if self.output.is_finished() && !record.exists() {
+            return Err(SampleError::file(self.output.path(), "exists and is not of this job"));
+        }
+        record::claim(&record, &self.record(generator, origin)?)?;
+        let begin = Instant::now();
+        let mut state = Progress::default();
+        state.total = (worker..self.count).step_by(workers as usize).count() as u64;
+        if self.output.is_finished() {
+            state.found = state.total;
+            state.complete = true;
+            return Ok(state);
+        }
+        let folder = self.output.folder();
+        let missing: Vec<Request> = (worker..self.count)
+            .step_by(workers as usize)
+            .filter(|index| !image_path(&folder, *index).exists())
+            .map(|index| self.request(generator, index))
+            .collect();
+        state.found = state.total - missing.len() as u64;
+        draw(generator, &missing, &folder, stop, &mut |count, costs| {
+            state.drawn += count;
+            state.seconds = begin.elapsed().as_secs_f64();
+            state.add(costs);
+            progress(&state);
+        })?;
+        state.complete = assemble::if_complete(self, generator, &folder)?;
+        state.seconds = begin.elapsed().as_secs_f64();
+        Ok(state)
+    }
+
+    fn request(&self, generator: &Generator, index: u64) -> Request {
+        let classes = generator.card().geometry.classes;
+        Request { index, label: self.labels.label(generator.config().seed, index, classes) }
+    }
+
+    /// Everything that decides what the images are.
+    fn record(&self, generator: &Generator, origin: &Value) -> Result<Value> {
+        let mut sample = json!(generator.config());
+        if let Some(settings) = sample.as_object_mut() {
+            settings.remove("batch"); // an image does not depend on it
+        }
+        Ok(json!({
+            "lapflow": env!("CARGO_PKG_VERSION"), "count": self.count, "labels": self.labels,
+            "sample": sample, "checkpoint": generator.card(), "origin": origin,
+        }))
+    }
+}
+
+impl Progress {
+    fn add(&mut self, costs: &[SegmentCost]) {
+        for cost in costs {
+            let level = cost.segment.level;
+            let sum: usize = cost.evaluations.iter().sum();
+            match self.evaluations.iter_mut().find(|(known, _)| *known == level) {
+                Some((_, total)) => *total += sum,
+                None => self.evaluations.push((level, sum)),
+            }
+        }
+    }
+
+    /// Function evaluations a drawn image.
+    pub fn nfe(&self) -> f64 {
+        let total: usize = self.evaluations.iter().map(|(_, sum)| sum).sum();
+        total as f64 / self.drawn.max(1) as f64
+    }
+}
+
+/// A batch on its way from the solver to the decoder.
+type Latents<'a> = (&'a [Request], Tensor, Vec<SegmentCost>);
+
+/// Draws `requests` in batches; a second thread decodes and writes.
+fn draw(
+    generator: &Generator,
+    requests: &[Request],
+    folder: &Path,
+    stop: &AtomicBool,
+    written: &mut dyn FnMut(u64, &[SegmentCost]),
+) -> Result<()> {
+    std::thread::scope(|scope| {
+        let (to_decoder, latents) = sync_channel::<Latents>(QUEUE_BATCHES_MAX);
+        let (to_caller, costs) = sync_channel(requests.len().max(1));
+        let decoder = scope.spawn(move || {
+            write_all(generator, latents, folder, |count, cost| {
+                // The caller may have failed and gone; its own error is the one to report.
+                let _ = to_caller.send((count, cost));
+            })
+        });
+        let mut report = |(count, cost): (u64, Vec<SegmentCost>)| written(count, &cost);
+        for batch in requests.chunks(generator.config().batch) {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let (latents, cost) = generator.draw_latents(batch)?;
+            if to_decoder.send((batch, latents, cost)).is_err() {
+                break; // the decoder failed; its error follows
+            }
+            costs.try_iter().for_each(&mut report);
+        }
+        drop(to_decoder);
+        costs.iter().for_each(&mut report);
+        decoder.join().expect("the decoder does not panic")
+    })
+}
+
+fn write_all(
+    generator: &Generator,
+    latents: Receiver<Latents>,
+    folder: &Path,
+    mut written: impl FnMut(u64, Vec<SegmentCost>),
+) -> Result<()> {
+    for (batch, latents, cost) in latents {
+        let images = generator.decode(&latents)?;
+        let (_, _, height, width) = images.dims4()?;
+        for (request, pixels) in batch.iter().zip(generator.pixels(&images)?) {
+            let path = image_path(folder, request.index);
+            write_png(&path, (width as u32, height as u32), &pixels)?;
+        }
+        written(batch.len() as u64, cost);
+    }
+    Ok(())
+}
+
+fn image_path(folder: &Path, index: u64) -> PathBuf {
+    folder.join(format!("{index:06}.png"))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    name.into()
+}

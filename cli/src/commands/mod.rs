@@ -2,6 +2,7 @@
 
 mod demo;
 mod encode;
+mod eval;
 mod flops;
 mod report;
 mod sample;
@@ -39,6 +40,8 @@ enum Command {
     Train(train::Args),
     /// Draw images from a checkpoint
     Sample(sample::Args),
+    /// Score samples against a reference
+    Eval(eval::Args),
     /// Parameters and multiply-accumulates, per level and segment, against DiT
     Flops(flops::Args),
     /// Write a self-contained HTML report of a run
@@ -67,6 +70,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Encode(args) => encode::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),
         Command::Sample(args) => sample::run(&args, &context),
+        Command::Eval(args) => eval::run(&args, &context),
         Command::Flops(args) => flops::run(&args, &context),
         Command::Report(args) => report::run(&args, &context),
     }

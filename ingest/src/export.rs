@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,12 +31,15 @@ pub struct Exported {
     pub present: usize,
     /// Images left out, also listed in `skipped.jsonl`.
     pub skips: Vec<Skip>,
+    /// Whether `progress` ended it early.
+    pub stopped: bool,
 }
 
 /// Writes every image of `source` as a PNG into `out`, in the source's layout: `a/b.jpg` becomes
 /// `a/b.png` (`a/b.jpg.png` where that would meet another image), its mirrored view
 /// `a/b.png.flipped.png`. Files that an earlier run left are kept, so an interrupted export is
-/// continued by the same call. `progress` is told of every image done and of their total.
+/// continued by the same call. `progress` is told of every image done and of their total, and may
+/// end the export, which keeps what was written.
 ///
 /// # Errors
 /// [`IngestError::Output`] if a file cannot be written or `out` holds an export with other
@@ -43,7 +47,7 @@ pub struct Exported {
 pub async fn export(
     source: &Arc<Source>,
     out: &Path,
-    mut progress: impl FnMut(usize, usize),
+    mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Exported> {
     claim(source, out)?;
     let targets = targets(source, out)?;
@@ -52,15 +56,19 @@ pub async fn export(
     let is_missing = |path: &PathBuf| !path.exists() || (flip && !mirrored(path).exists());
     let order: Vec<usize> = (0..total).filter(|&index| is_missing(&targets[index])).collect();
     let present = total - order.len();
-    progress(present, total);
-
-    let mut exported = Exported { written: 0, present, skips: Vec::new() };
+    let mut exported = Exported {
+        written: 0,
+        present,
+        skips: Vec::new(),
+        stopped: progress(present, total).is_break(),
+    };
     let mut done = present;
     let writers = source.pool.current_num_threads();
     let stream = source.stream(order);
     let mut saved =
         std::pin::pin!(stream.map_ok(|outcome| save(outcome, &targets)).try_buffered(writers));
-    while let Some(saved) = saved.try_next().await? {
+    while !exported.stopped {
+        let Some(saved) = saved.try_next().await? else { break };
         match saved {
             Saved::View(view) => {
                 exported.written += 1;
@@ -71,7 +79,7 @@ pub async fn export(
                 done += 1;
             }
         }
-        progress(done, total);
+        exported.stopped = progress(done, total).is_break();
     }
     write_skips(&out.join(SKIPPED_FILE), &exported.skips)?;
     Ok(exported)

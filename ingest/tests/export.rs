@@ -1,6 +1,7 @@
 //! Exports to PNG files, whole and resumed; EXIF orientation.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,7 +30,11 @@ fn class_folders(root: &Path) {
 async fn run(config: &IngestConfig, out: &Path) -> Result<Exported, String> {
     let source = Arc::new(Source::open(config).await.map_err(|error| error.to_string())?);
     let mut last = (0, 0);
-    let exported = export(&source, out, |done, total| last = (done, total)).await;
+    let exported = export(&source, out, |done, total| {
+        last = (done, total);
+        ControlFlow::Continue(())
+    })
+    .await;
     let exported = exported.map_err(|error| error.to_string())?;
     assert_eq!(last, (4, 4));
     Ok(exported)
@@ -71,6 +76,25 @@ async fn exports_keep_the_layout_resume_and_list_their_skips() {
 }
 
 #[tokio::test]
+async fn an_export_can_be_ended_and_continued() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (images, out) = (folder.path().join("in"), folder.path().join("out"));
+    class_folders(&images);
+    fs::remove_file(images.join("b/half.png")).expect("removed");
+    let source = images.display().to_string();
+    let config = IngestConfig { source, size: 32, ..IngestConfig::default() };
+    let source = Arc::new(Source::open(&config).await.expect("opens"));
+    let after_one = |done, _| match done {
+        0 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    };
+    let first = export(&source, &out, after_one).await.expect("exports");
+    assert!(first.stopped && first.written == 1, "{first:?}");
+    let rest = export(&source, &out, |_, _| ControlFlow::Continue(())).await.expect("exports");
+    assert!(!rest.stopped && rest.present >= 1 && rest.present + rest.written == 3, "{rest:?}");
+}
+
+#[tokio::test]
 async fn keys_that_lead_out_of_the_output_folder_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::create_dir(folder.path().join("lists")).expect("a folder");
@@ -105,7 +129,8 @@ async fn exif_orientation_is_applied_only_when_asked_for() {
             ..IngestConfig::default()
         };
         let source = Arc::new(Source::open(&config).await.expect("opens"));
-        export(&source, &folder.path().join("out"), |_, _| ()).await.expect("exports");
+        let out = folder.path().join("out");
+        export(&source, &out, |_, _| ControlFlow::Continue(())).await.expect("exports");
         image::open(folder.path().join("out/one.png")).expect("a PNG").into_rgb8()
     };
     use image::imageops::{flip_horizontal, flip_vertical, rotate90, rotate180, rotate270};

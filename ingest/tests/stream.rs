@@ -222,3 +222,16 @@ async fn sources_that_cannot_be_used_are_named() {
     let results: Vec<_> = source.stream(vec![0, 13]).collect().await;
     assert!(matches!(results[..], [Err(IngestError::Index { index: 13, count: 13 })]));
 }
+
+#[tokio::test]
+async fn every_image_of_a_real_dataset_is_accounted_for() {
+    let Some(data) = std::env::var_os("LAPFLOW_TEST_DATA") else {
+        eprintln!("skipped: LAPFLOW_TEST_DATA is not set");
+        return;
+    };
+    let folder = Path::new(&data).join("imagenet-sample");
+    let source = open(&IngestConfig { size: 256, ..config(&folder) }).await;
+    assert_eq!((source.entries().len(), source.classes().len()), (200, 200));
+    let outcomes = outcomes(&source, (0..200).collect()).await;
+    assert_eq!((images(&outcomes).len(), skips(&outcomes)), (200, vec![]));
+}

@@ -4,6 +4,7 @@ mod demo;
 mod encode;
 mod eval;
 mod flops;
+mod ingest;
 mod report;
 mod sample;
 mod train;
@@ -34,6 +35,8 @@ pub struct Cli {
 enum Command {
     /// Render images, encode, train, sample and report: everything, in minutes
     Demo(demo::Args),
+    /// Write a source of images as cropped PNGs
+    Ingest(ingest::Args),
     /// Encode a source of images into a dataset of latent pyramids
     Encode(encode::Args),
     /// Train a flow on a dataset
@@ -67,6 +70,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let context = Context { runtime, device: cli.device.open()?, json: cli.json, stop };
     match cli.command {
         Command::Demo(args) => demo::run(&args, &context),
+        Command::Ingest(args) => ingest::run(&args, &context),
         Command::Encode(args) => encode::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),
         Command::Sample(args) => sample::run(&args, &context),

@@ -1,0 +1,98 @@
+//! `lapflow ingest`: cropped PNGs of a source, and a report of what was skipped.
+
+use super::Context;
+use crate::progress::Progress;
+use anyhow::{Result, bail};
+use lapflow_ingest::{Crop, Exported, IngestConfig, Source, export};
+use serde_json::{Value, json};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Arguments of `lapflow ingest`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder, .txt list, .tar, .zip or .parquet file; local, s3://, gs:// or az://
+    source: String,
+    /// Side of the square images, in pixels
+    #[arg(long)]
+    size: u32,
+    /// Folder for the PNGs, skipped.jsonl and ingest.json
+    #[arg(long)]
+    out: PathBuf,
+    /// adm, resize, center or random
+    #[arg(long, default_value = "adm", value_parser = crop)]
+    crop: Crop,
+    /// Seed of random crops
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write each image mirrored as well
+    #[arg(long)]
+    flip: bool,
+    /// Turn images as their EXIF orientation asks
+    #[arg(long)]
+    exif_orientation: bool,
+    /// Fail when more than this fraction of the images is skipped
+    #[arg(long, default_value_t = IngestConfig::default().skip_fraction_max)]
+    skip_fraction_max: f64,
+    /// Decoding threads; 0 takes one a core
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let config = IngestConfig {
+        source: args.source.clone(),
+        size: args.size,
+        crop: args.crop,
+        seed: args.seed,
+        flip: args.flip,
+        exif_orientation: args.exif_orientation,
+        skip_fraction_max: args.skip_fraction_max,
+        threads: args.threads,
+        ..IngestConfig::default()
+    };
+    let exported = context.runtime.block_on(ingest(&config, &args.out, &context.stop))?;
+    if context.json {
+        let Exported { written, present, skips, .. } = &exported;
+        println!("{}", json!({ "written": written, "present": present, "skips": skips }));
+    } else {
+        for skip in &exported.skips {
+            println!("{}: {}", skip.key, skip.reason);
+        }
+        println!("{}", args.out.display());
+    }
+    if exported.stopped {
+        bail!("stopped; the same command goes on where it was");
+    }
+    Ok(())
+}
+
+async fn ingest(config: &IngestConfig, out: &Path, stop: &AtomicBool) -> Result<Exported> {
+    let source = Arc::new(Source::open(config).await?);
+    let total = source.entries().len() as u64;
+    let mut progress = Progress::new("ingest", "images", 0, total);
+    let (start, mut present) = (Instant::now(), None);
+    let exported = export(&source, out, |done, _| {
+        // The first call tells what an earlier run left.
+        let done_now = done - *present.get_or_insert(done);
+        let rate = done_now as f64 / start.elapsed().as_secs_f64().max(1e-9);
+        progress.update(done as u64, &format!("{rate:.1} images/s"));
+        match stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })
+    .await?;
+    let Exported { written, present, ref skips, .. } = exported;
+    progress.finish(&format!("{written} written, {present} were there, {} skipped", skips.len()));
+    Ok(exported)
+}
+
+/// A crop by its name in config files.
+fn crop(name: &str) -> Result<Crop, String> {
+    serde_json::from_value(Value::String(name.to_owned())).map_err(|error| error.to_string())
+}

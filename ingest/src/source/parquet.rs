@@ -105,10 +105,13 @@ fn open(blob: &Blob) -> ParquetResult<ParquetRecordBatchReaderBuilder<ParquetBlo
 #[derive(Default)]
 pub(crate) struct RowGroups {
     /// Most recently used last.
-    recent: Mutex<Vec<((u32, u32), Arc<RowGroup>)>>,
+    recent: Mutex<Vec<Cached>>,
 }
 
+/// A row group's images, read by whoever asks first.
 type RowGroup = OnceLock<Result<BinaryArray, String>>;
+/// A row group, by the numbers of its archive and of itself.
+type Cached = ((u32, u32), Arc<RowGroup>);
 
 impl RowGroups {
     /// The bytes of the image in `at` of archive `number`, which is `blob`. Blocks; a row costs

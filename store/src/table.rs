@@ -171,7 +171,7 @@ impl Table {
         for attempt in 0..COMMIT_ATTEMPTS_MAX {
             let snapshot = self.snapshot(None)?;
             if self.is_committed(&snapshot, shard)? {
-                return Ok(self.whose(&snapshot, file, failure.is_some())?);
+                return self.whose(&snapshot, file, attempt > 0);
             }
             match self.attempt(snapshot, file, modified_ms) {
                 Ok(CommitResult::Committed(committed)) => {
@@ -201,9 +201,10 @@ impl Table {
         }
     }
 
-    /// After an attempt of unknown outcome, whether the committed shard is this `file`.
-    fn whose(&self, snapshot: &SnapshotRef, file: &DataFile, unknown: bool) -> Result<Commit> {
-        let ours = unknown && self.files(snapshot)?.iter().any(|other| other.path == file.path);
+    /// Whether the committed shard is this `file`. It may be, after any attempt: where the answer
+    /// to a conditional put is lost, the store's own retry reports a conflict with itself.
+    fn whose(&self, snapshot: &SnapshotRef, file: &DataFile, attempted: bool) -> Result<Commit> {
+        let ours = attempted && self.files(snapshot)?.iter().any(|other| other.path == file.path);
         Ok(if ours { Commit::Done { version: snapshot.version() } } else { Commit::AlreadyDone })
     }
 

@@ -135,6 +135,19 @@ impl Dataset {
         self.inner.files.iter().map(|file| file.size).sum()
     }
 
+    /// Bytes that reading `levels` alone takes: their segments and the small columns.
+    pub fn bytes_of(&self, levels: &[usize]) -> u64 {
+        let segments = || std::iter::once(0).chain(levels.iter().map(|level| level + 1));
+        let size = |shard: &ShardSummary, group: usize, segment: usize| {
+            let range = shard.segment(group, segment);
+            range.end - range.start
+        };
+        self.shards()
+            .flat_map(|shard| (0..shard.row_groups.len()).map(move |group| (shard, group)))
+            .flat_map(|(shard, group)| segments().map(move |segment| size(shard, group, segment)))
+            .sum()
+    }
+
     /// The committed shards, in the order of their names.
     pub fn shards(&self) -> impl ExactSizeIterator<Item = &ShardSummary> {
         self.inner.files.iter().map(|file| &file.summary)

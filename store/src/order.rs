@@ -175,6 +175,36 @@ mod tests {
         assert_ne!(rows(1, 1), rows(2, 1));
     }
 
+    /// Rows that follow each other lie as far apart in the dataset as in a full permutation, and
+    /// seldom share a row group: 16 of 64 row groups are mixed at a time.
+    #[test]
+    fn neighbours_are_as_far_apart_as_in_a_full_permutation() {
+        let (count, size) = (64, 512);
+        let distance = |rows: &[(usize, u32)]| {
+            let position = |row: &(usize, u32)| (row.0 * size) as f64 + f64::from(row.1);
+            let steps = rows.windows(2).map(|pair| (position(&pair[0]) - position(&pair[1])).abs());
+            steps.sum::<f64>() / (rows.len() - 1) as f64
+        };
+        let together = |rows: &[(usize, u32)]| {
+            let same = rows.windows(2).filter(|pair| pair[0].0 == pair[1].0).count();
+            same as f64 / (rows.len() - 1) as f64
+        };
+        for epoch in 0..5 {
+            let all = groups(&vec![size as u64; count]);
+            let order = EpochOrder::new(all, 5, epoch, 16 * size as u64, true);
+            let mixed = all_rows(&order);
+            let mut full = mixed.clone();
+            permute(&mut full, &mut generator(5, epoch, 1 << 40));
+            let ratio = distance(&mixed) / distance(&full);
+            eprintln!(
+                "distance {ratio:.3} of a full permutation's, {:.4} in one row group",
+                together(&mixed)
+            );
+            assert!((ratio - 1.0).abs() < 0.15, "{ratio}");
+            assert!((together(&mixed) - 1.0 / 16.0).abs() < 0.01);
+        }
+    }
+
     /// The order is part of the format: a run resumed by a later version must go on the same way.
     #[test]
     fn the_order_never_changes() {

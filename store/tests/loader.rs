@@ -151,6 +151,48 @@ async fn only_the_levels_asked_for_come() {
     assert_eq!(read[0].levels[0].data, expected);
 }
 
+#[tokio::test]
+async fn the_bytes_of_other_levels_are_not_read() {
+    let (folder, dataset) = dataset(1, 40).await;
+    let data = std::fs::read_dir(folder.path().join("set/data")).unwrap();
+    let path = data.last().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&path).unwrap();
+    for group in &dataset.shards().next().unwrap().row_groups {
+        bytes[group.ends[0] as usize..group.ends[1] as usize].fill(0);
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let config = LoaderConfig { epochs: Some(1), ..config(40) };
+    let coarse = LoaderConfig { levels: Some(vec![1]), ..config.clone() };
+    assert_eq!(ids(&batches(&dataset, coarse, LoaderState::default()).await).len(), 40);
+    let whole = Loader::new(&dataset, config, LoaderState::default()).unwrap();
+    assert!(Box::pin(whole.stream()).next().await.unwrap().is_err());
+    let (all, one) = (dataset.bytes_of(&[0, 1]), dataset.bytes_of(&[1]));
+    assert!(one < all && all < dataset.bytes(), "{one} of {all} bytes");
+}
+
+#[tokio::test]
+async fn datasets_mix_in_the_stated_proportion_and_resume_exactly() {
+    let (_first, cats) = dataset(2, 50).await;
+    let (_second, dogs) = dataset(1, 30).await;
+    let mixture = |state: MixtureState| {
+        let sources = vec![(cats.clone(), config(4), 3.0), (dogs.clone(), config(4), 1.0)];
+        Mixture::new(sources, state).unwrap()
+    };
+    let whole: Vec<_> = mixture(MixtureState::default()).stream().take(40).collect().await;
+    let whole: Vec<_> = whole.into_iter().map(|batch| batch.unwrap()).collect();
+    for (step, batch) in whole.iter().enumerate() {
+        let dogs = whole[..=step].iter().filter(|batch| batch.source == 1).count();
+        assert!((dogs as f64 - (step + 1) as f64 / 4.0).abs() <= 1.0, "step {step}: {dogs}");
+        assert_eq!(batch.state.steps.iter().sum::<u64>(), step as u64 + 1);
+    }
+    for stop in [0, 7, 38] {
+        let rest: Vec<_> =
+            mixture(whole[stop].state.clone()).stream().take(39 - stop).collect().await;
+        let rest: Vec<_> = rest.into_iter().map(|batch| batch.unwrap()).collect();
+        assert_eq!(rest, whole[stop + 1..]);
+    }
+}
+
 #[test]
 fn a_synchronous_trainer_pulls_batches_and_stops_early() {
     let (_folder, dataset) = futures::executor::block_on(dataset(2, 50));

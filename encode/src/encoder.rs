@@ -68,7 +68,7 @@ impl Encoder {
         let identity = autoencoder.identity();
         let (factor, channels) = (identity.factor, identity.channels);
         let divisor = factor << (config.levels - 1);
-        if size % divisor != 0 {
+        if !size.is_multiple_of(divisor) {
             let reason = format!(
                 "{} levels of an autoencoder with factor {factor} need a size divisible by \
                  {divisor}, it is {size}",
@@ -86,7 +86,7 @@ impl Encoder {
         }
         let levels = (0..config.levels)
             .map(|level| {
-                let side = size / factor >> level;
+                let side = (size / factor) >> level;
                 LevelSpec { channels, height: side, width: side }
             })
             .collect();

@@ -94,9 +94,9 @@ impl Loss<'_> {
 
         let mut states = Vec::new();
         let mut targets = Vec::new();
-        for k in group.stage..self.path.levels() {
-            let data = part(&samples.levels[k])?;
-            let (x_t, velocity) = self.path.interpolate(k, &data, &noise[k], &times)?;
+        let levels = samples.levels.iter().zip(&noise).enumerate();
+        for (k, (data, noise)) in levels.skip(group.stage) {
+            let (x_t, velocity) = self.path.interpolate(k, &part(data)?, noise, &times)?;
             states.push(x_t);
             targets.push(velocity);
         }

@@ -51,7 +51,7 @@ impl Statistics {
     /// For a feature that is not finite, and for values that do not divide into rows.
     pub fn push(&mut self, rows: &[f32]) -> Result<()> {
         let dims = self.dims();
-        if rows.len() % dims != 0 {
+        if !rows.len().is_multiple_of(dims) {
             let reason = format!("{} values are not rows of {dims}", rows.len());
             return Err(SampleError::setting("features", reason));
         }

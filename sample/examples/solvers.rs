@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     };
     let (reference, nfe, _) = draw(dopri5(Control::Sample, REFERENCE))?;
     println!("reference: dopri5 at {REFERENCE:e}, {nfe:.1} evaluations, {count} images");
-    let mut compare = |name: &str, config: SampleConfig| -> Result<()> {
+    let compare = |name: &str, config: SampleConfig| -> Result<()> {
         let (latents, nfe, seconds) = draw(config)?;
         let error = rms(&(latents - &reference)?)? / rms(&reference)?;
         println!("{name:<24} {nfe:>8.1} evaluations  error {error:.2e}  {seconds:>7.2} s");

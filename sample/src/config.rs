@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn bad_settings_are_named() {
-        let broken: [(&str, fn(&mut SampleConfig)); 7] = [
+        type Spoil = fn(&mut SampleConfig);
+        let broken: [(&str, Spoil); 7] = [
             ("cfg", |c| c.cfg = f64::NAN),
             ("cfg_interval", |c| c.cfg_interval = [0.6, 0.4]),
             ("batch", |c| c.batch = 0),

@@ -19,7 +19,7 @@ fn images(seed: u64, count: usize, tint: f32) -> Vec<Vec<u8>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut image = |_| {
         let base: [f32; 3] = [(); 3].map(|()| rng.random_range(0.0..150.0));
-        let pixel = |i: usize| base[i % 3] + if i % 3 == 0 { tint } else { 0.0 };
+        let pixel = |i: usize| base[i % 3] + if i.is_multiple_of(3) { tint } else { 0.0 };
         let bytes = (SIDE * SIDE * 3) as usize;
         (0..bytes).map(|i| (pixel(i) + rng.random_range(0.0..40.0)) as u8).collect()
     };

@@ -62,7 +62,7 @@ fn hashed(name: &str, count: usize) -> Vec<f32> {
 fn features(name: &str, rows: usize, dims: usize, spread: f32) -> Vec<f32> {
     let u = hashed(name, rows * dims);
     let value = |i: usize| {
-        let left = if i % dims == 0 { i + dims - 1 } else { i - 1 };
+        let left = if i.is_multiple_of(dims) { i + dims - 1 } else { i - 1 };
         u[i] * spread + u[left] + u[i] * u[i]
     };
     (0..rows * dims).map(value).collect()

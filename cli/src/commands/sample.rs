@@ -72,7 +72,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let generator = generator(&checkpoint, &config, context, args.force)?;
     let job = Job {
         count: args.count,
-        shard: (args.shard.index as u64, args.shard.count as u64),
+        shard: (args.shard.index, args.shard.count),
         labels: Labels::parse(&args.labels, &checkpoint.card.classes)?,
         output: Output::from_path(&args.out, Compression::Deflate),
     };

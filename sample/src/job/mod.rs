@@ -131,8 +131,8 @@ impl Job {
         }
         record::claim(&record, &self.record(generator, origin)?)?;
         let begin = Instant::now();
-        let mut state = Progress::default();
-        state.total = (worker..self.count).step_by(workers as usize).count() as u64;
+        let total = (worker..self.count).step_by(workers as usize).count() as u64;
+        let mut state = Progress { total, ..Progress::default() };
         if self.output.is_finished() {
             state.found = state.total;
             state.complete = true;

@@ -1,5 +1,6 @@
 //! The `lapflow` binary: images to latent pyramids, to a trained flow, to scored samples.
 
+mod autoencoder;
 mod commands;
 mod config;
 mod demo;

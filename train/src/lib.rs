@@ -45,5 +45,6 @@ pub use error::{Result, TrainError};
 pub use folder::RunFolder;
 pub use loss::{GroupLoss, Loss, Samples, StageGroup};
 pub use metrics::Line;
+pub use optimizer::Optimizer;
 pub use run::{Outcome, run};
 pub use trainer::{Recipe, State, StepReport, Trainer};

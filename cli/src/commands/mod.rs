@@ -1,5 +1,7 @@
 //! The commands, one module each.
 
+mod autoencoder;
+mod convert;
 mod demo;
 mod encode;
 mod eval;
@@ -45,6 +47,10 @@ enum Command {
     Sample(sample::Args),
     /// Score samples against a reference
     Eval(eval::Args),
+    /// Train an autoencoder, or show what one does to images
+    Autoencoder(autoencoder::Args),
+    /// Convert PyTorch weights to safetensors, without executing them
+    Convert(convert::Args),
     /// Parameters and multiply-accumulates, per level and segment, against DiT
     Flops(flops::Args),
     /// Write a self-contained HTML report of a run
@@ -75,6 +81,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&args, &context),
         Command::Sample(args) => sample::run(&args, &context),
         Command::Eval(args) => eval::run(&args, &context),
+        Command::Autoencoder(args) => autoencoder::run(&args, &context),
+        Command::Convert(args) => convert::run(&args, &context),
         Command::Flops(args) => flops::run(&args, &context),
         Command::Report(args) => report::run(&args, &context),
     }

@@ -7,7 +7,7 @@
 pub mod score;
 
 mod dataset;
-mod render;
+pub mod render;
 
 mod animals;
 mod canvas;

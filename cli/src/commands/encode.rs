@@ -79,12 +79,15 @@ fn encode_shown(
 ) -> Result<EncodeStats> {
     context.runtime.block_on(async {
         let job = draft(config, context).await?.attach(&config.data.dataset).await?;
-        let mut progress = Progress::new("encode", "images", 0, job.plan().rows());
+        let mut progress: Option<Progress> = None;
         let stats = job
             .run(worker, &context.stop, &mut |stats: &EncodeStats| {
                 let rate = stats.rows_encoded as f64 / stats.seconds.max(1e-9);
                 let note = format!("{rate:.1} images/s, {} skipped", stats.skips());
-                progress.update(stats.rows_encoded, &note);
+                let total = stats.rows_assigned;
+                progress
+                    .get_or_insert_with(|| Progress::new("encode", "images", 0, total))
+                    .update(stats.rows_encoded, &note);
                 if let Some(monitor) = monitor {
                     monitor.report(stats);
                 }
@@ -92,6 +95,7 @@ fn encode_shown(
             .await?;
         let reasons: String =
             stats.skipped.iter().map(|(reason, count)| format!("; {reason}: {count}")).collect();
+        let progress = progress.unwrap_or_else(|| Progress::new("encode", "images", 0, 0));
         progress.finish(&format!(
             "{} of {} shards committed here, {} were there, {} rows in {:.1} s, {} skipped{reasons}",
             stats.shards_committed,

@@ -2,6 +2,7 @@
 
 mod autoencoder;
 mod convert;
+mod dataset;
 mod demo;
 mod encode;
 mod eval;
@@ -41,6 +42,8 @@ enum Command {
     Ingest(ingest::Args),
     /// Encode a source of images into a dataset of latent pyramids
     Encode(encode::Args),
+    /// Look at a dataset, check it, export and import it
+    Dataset(dataset::Args),
     /// Train a flow on a dataset
     Train(train::Args),
     /// Draw images from a checkpoint
@@ -78,6 +81,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Demo(args) => demo::run(&args, &context),
         Command::Ingest(args) => ingest::run(&args, &context),
         Command::Encode(args) => encode::run(&args, &context),
+        Command::Dataset(args) => dataset::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),
         Command::Sample(args) => sample::run(&args, &context),
         Command::Eval(args) => eval::run(&args, &context),

@@ -3,8 +3,8 @@
 TABLE is an encoded dataset (posterior mean, ADM crop, no flip), IMAGES its source folder, WEIGHTS
 either a folder of diffusers' AutoencoderKL or the encoder's .pth of TAEF2. `python compare.py
 --random FOLDER` writes such an AutoencoderKL with random weights. The crops are PIL's, the pyramid
-numpy's, so nothing is shared with what made the table. Ran with torch 2.15, diffusers 0.42.1,
-pyarrow 26, Pillow 13.
+numpy's, so nothing is shared with what made the table. Written for torch 2.15,
+diffusers 0.42.1, pyarrow 26, Pillow 13; its comparison has not been run to its end yet.
 """
 
 import json

@@ -1,4 +1,4 @@
-//! A job beside its stages alone: `throughput SOURCE SIZE BATCH DATASET [WEIGHTS | ENCODER DECODER]`.
+//! A job beside its stages alone: `occupancy SOURCE SIZE BATCH DATASET [WEIGHTS | ENCODER DECODER]`.
 //!
 //! Encodes SOURCE into a new DATASET, then runs decoding and encoding over the same images by
 //! themselves, and prints the occupancy of each stage and how the whole compares. Without weights
@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [source, size, batch, dataset, weights @ ..] = &arguments[..] else {
         return Err(
-            "usage: throughput SOURCE SIZE BATCH DATASET [WEIGHTS | ENCODER DECODER]".into()
+            "usage: occupancy SOURCE SIZE BATCH DATASET [WEIGHTS | ENCODER DECODER]".into()
         );
     };
     let weights = match weights {

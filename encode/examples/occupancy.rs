@@ -21,9 +21,7 @@ use lapflow_store::Worker;
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [source, size, batch, dataset, weights @ ..] = &arguments[..] else {
-        return Err(
-            "usage: occupancy SOURCE SIZE BATCH DATASET [WEIGHTS | ENCODER DECODER]".into()
-        );
+        return Err("usage: occupancy SOURCE SIZE BATCH DATASET [WEIGHTS | ENCODER DECODER]".into());
     };
     let weights = match weights {
         [] => WeightsSource::Pixel,

@@ -29,6 +29,8 @@ const SHOWN_IMAGES: usize = 8;
 /// Samples a class, and classes, that the sample grid shows.
 const SAMPLES_PER_CLASS: usize = 8;
 const SHOWN_CLASSES: usize = 16;
+/// Value that the trajectory shows as white: three standard deviations of normalized latents.
+const TRAJECTORY_RANGE: f64 = 3.0;
 /// Times at which the trajectory is shown, beside its end.
 const TRAJECTORY: [f64; 7] = [0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9];
 
@@ -118,7 +120,7 @@ fn trajectory(generator: &Generator, request: Request) -> Result<Figure> {
         for (i, level) in active.iter().rev().enumerate() {
             let level = level.narrow(0, 0, 1)?.squeeze(0)?;
             rows[i].pictures.push(
-                level_picture(&level, 1.0)
+                level_picture(&level, TRAJECTORY_RANGE)
                     .map_err(|e| lapflow_sample::SampleError::setting("picture", e.to_string()))?,
             );
         }

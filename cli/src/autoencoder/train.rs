@@ -34,7 +34,7 @@ const NETWORK: &str = "net.";
 /// Arguments of `lapflow autoencoder train`.
 #[derive(clap::Args, Debug)]
 pub struct TrainArgs {
-    /// TOML file with [data], [architecture], [objective] and [train].
+    /// TOML file with the sections data, architecture, objective and train
     config: PathBuf,
     /// Folder for weights, state and metrics.
     #[arg(long)]

@@ -1,6 +1,6 @@
 //! The demo's image set: cartoon animal heads, drawn from a seed.
 //!
-//! [`render`](render::render) draws one picture and [`write_set`](dataset::write_set) a set of
+//! [`render`](render::render) draws one picture and [`write_set`] a set of
 //! them in class folders. A seed fixes a picture's bytes. [`score`] says whether samples look like
 //! their class.
 

@@ -40,6 +40,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     } else {
         println!("{}", outcome.checkpoint.display());
     }
+    if !outcome.finished {
+        bail!("stopped after step {}; the same command with --resume goes on", outcome.step);
+    }
     Ok(())
 }
 
@@ -74,7 +77,7 @@ pub fn train(config: &Config, resume: bool, context: &Context) -> Result<Outcome
     let rate = outcome.images as f64 / outcome.seconds.max(1e-9);
     let how = match outcome.finished {
         true => "finished",
-        false => "stopped; --resume goes on",
+        false => "stopped",
     };
     progress.finish(&format!(
         "{how} at step {} after {:.0} s, {rate:.1} images/s",

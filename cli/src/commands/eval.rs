@@ -86,16 +86,11 @@ impl Args {
         if let Some(path) = &self.inception {
             return Ok(Extractor::Inception(Box::new(Inception::open(path, device)?)));
         }
-        let weights = match self.autoencoder.as_slice() {
-            [] => bail!(
+        let Some(weights) = WeightsSource::from_paths(&self.autoencoder) else {
+            bail!(
                 "--inception FILE gives FID and its kin; without its weights, --autoencoder pixel \
                  gives a Frechet distance of another kind"
-            ),
-            [name] if name.as_os_str() == "pixel" => WeightsSource::Pixel,
-            [path] => WeightsSource::File(path.clone()),
-            [encoder, decoder, ..] => {
-                WeightsSource::Pair { encoder: encoder.clone(), decoder: decoder.clone() }
-            }
+            )
         };
         let config = AutoencoderConfig { weights, ..AutoencoderConfig::default() };
         Ok(Extractor::Latents(Box::new(Autoencoder::open(&config, device)?), device.clone()))

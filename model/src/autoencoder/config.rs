@@ -56,6 +56,19 @@ impl From<Names> for WeightsSource {
     }
 }
 
+impl WeightsSource {
+    /// As given on a command line: nothing, a reserved name or one file, or encoder and decoder.
+    pub fn from_paths(paths: &[PathBuf]) -> Option<Self> {
+        match paths {
+            [] => None,
+            [one] => Some(one.to_str().map_or_else(|| Self::File(one.clone()), Self::from)),
+            [encoder, decoder, ..] => {
+                Some(Self::Pair { encoder: encoder.clone(), decoder: decoder.clone() })
+            }
+        }
+    }
+}
+
 impl From<&str> for WeightsSource {
     /// A reserved name, or the path of one file.
     fn from(name: &str) -> Self {

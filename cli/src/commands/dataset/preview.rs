@@ -39,7 +39,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let batch = context.runtime.block_on(draw(args))?;
     let levels: Vec<_> =
         batch.levels.iter().map(|level| tensor(level, batch.ids.len())).collect::<Result<_>>()?;
-    let (pictures, columns) = match source(&args.weights) {
+    let (pictures, columns) = match WeightsSource::from_paths(&args.weights) {
         Some(weights) => (decoded(&levels, weights, &context.device)?, columns(batch.ids.len())),
         None => (raw(&levels)?, levels.len()),
     };
@@ -56,17 +56,6 @@ async fn draw(args: &Args) -> Result<Batch> {
         LoaderConfig { batch, seed: args.seed, epochs: Some(1), ..LoaderConfig::default() };
     let mut batches = Box::pin(Loader::new(&dataset, config, LoaderState::default())?.stream());
     batches.try_next().await?.context("the dataset has no rows")
-}
-
-fn source(weights: &[PathBuf]) -> Option<WeightsSource> {
-    match weights {
-        [] => None,
-        [one] if one.as_os_str() == "pixel" => Some(WeightsSource::Pixel),
-        [file] => Some(WeightsSource::File(file.clone())),
-        [encoder, decoder, ..] => {
-            Some(WeightsSource::Pair { encoder: encoder.clone(), decoder: decoder.clone() })
-        }
-    }
 }
 
 /// The levels of a batch as `[B, C, h, w]` in f32.

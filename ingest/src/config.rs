@@ -43,6 +43,11 @@ pub struct IngestConfig {
     pub decode_bytes_max: u64,
     /// Bytes of files from an object store that may wait for decoding.
     pub fetch_bytes_max: u64,
+    /// A request to an object store that is not answered in full for so long is made again.
+    pub request_seconds_max: u64,
+    /// How long a request to an object store is made again, with growing pauses, before the
+    /// image that it was for is given up.
+    pub retry_seconds_max: u64,
     /// Sources with more entries are refused.
     pub entries_max: usize,
 }
@@ -66,6 +71,8 @@ impl Default for IngestConfig {
             queue_images_max: 64,
             decode_bytes_max: 1 << 30,
             fetch_bytes_max: 256 << 20,
+            request_seconds_max: 30,
+            retry_seconds_max: 120,
             entries_max: 50_000_000,
         }
     }
@@ -93,6 +100,19 @@ pub enum Decode {
     /// Every pixel.
     #[default]
     Exact,
+    /// JPEGs of at least twice the target are decoded at a half, a quarter or an eighth of
+    /// their sides, whichever still covers the target: some pixels differ by a few levels.
+    Fast,
+}
+
+impl Crop {
+    /// Pixels that the short side of an image should have for squares of `size`.
+    pub(crate) fn short_side(self, size: u32) -> u32 {
+        match self {
+            Self::Adm | Self::Resize | Self::Center => size,
+            Self::Random => (u64::from(size) * 5).div_ceil(4) as u32,
+        }
+    }
 }
 
 impl IngestConfig {
@@ -121,6 +141,7 @@ impl IngestConfig {
             ("queue_images_max", self.queue_images_max as u64),
             ("decode_bytes_max", self.decode_bytes_max),
             ("fetch_bytes_max", self.fetch_bytes_max),
+            ("request_seconds_max", self.request_seconds_max),
             ("entries_max", self.entries_max as u64),
         ];
         match at_least_one.iter().find(|(_, value)| *value == 0) {

@@ -52,7 +52,7 @@ fn random(image: RgbImage, size: u32, seed: u64) -> RgbImage {
     let mut state = seed;
     let mut below = |count: u32| (splitmix64(&mut state) % u64::from(count)) as u32;
     // ceil(size / 1.0) to ceil(size / 0.8), both included.
-    let short_side = size + below((u64::from(size) * 5).div_ceil(4) as u32 - size + 1);
+    let short_side = size + below(Crop::Random.short_side(size) - size + 1);
     cover(image, size, short_side, |free| below(free + 1))
 }
 

@@ -37,7 +37,8 @@
 //! # }
 //! ```
 //!
-//! [`decode`] and [`crop`] are the pure functions beneath; [`export`] writes the images as PNGs.
+//! [`decode`] (or [`decode_to_cover`]) and [`crop`] are the pure functions beneath; [`export`]
+//! writes the images as PNGs.
 
 mod budget;
 mod config;
@@ -54,7 +55,7 @@ mod stream;
 
 pub use config::{Crop, Decode, IngestConfig};
 pub use crop::crop;
-pub use decode::{Format, Limits, decode};
+pub use decode::{Format, Limits, decode, decode_to_cover};
 pub use error::{IngestError, Result};
 pub use export::{Exported, export};
 pub use image::RgbImage;

@@ -51,7 +51,7 @@ pub enum SkipReason {
         pixels_max: u64,
     },
     /// Its first bytes are those of no format read here.
-    #[error("neither JPEG, PNG nor WebP: it starts with {start}")]
+    #[error("neither JPEG, PNG, WebP nor PPM: it starts with {start}")]
     Unrecognized {
         /// The first bytes, in hexadecimal.
         start: String,

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{SemaphorePermit, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 
+use crate::config::Decode;
 use crate::crop::crop;
 use crate::decode::{Format, Opened, contained};
 use crate::error::{IngestError, Result};
@@ -172,7 +173,10 @@ impl Source {
     }
 
     fn process(&self, entry: &Entry, bytes: &[u8]) -> Result<Item, SkipReason> {
-        let opened = Opened::new(bytes, &self.limits())?;
+        let mut opened = Opened::new(bytes, &self.limits())?;
+        if self.config.decode == Decode::Fast {
+            opened.reduce_to(self.config.crop.short_side(self.config.size))?;
+        }
         let (width, height) = (opened.width, opened.height);
         let reservation = self.decode_budget.reserve(opened.working_bytes);
         let decoded = opened.decode(self.config.exif_orientation)?;

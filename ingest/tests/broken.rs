@@ -63,14 +63,14 @@ fn every_broken_file_is_skipped_in_its_own_words() {
         (
             "text",
             b"<!DOCTYPE html>".to_vec(),
-            "neither JPEG, PNG nor WebP: it starts with 3c21444f43545950",
+            "neither JPEG, PNG, WebP nor PPM: it starts with 3c21444f43545950",
         ),
         (
             "gif",
             b"GIF89a\x01\0\x01\0".to_vec(),
-            "neither JPEG, PNG nor WebP: it starts with 4749463839610100",
+            "neither JPEG, PNG, WebP nor PPM: it starts with 4749463839610100",
         ),
-        ("one byte", vec![0xff], "neither JPEG, PNG nor WebP: it starts with ff"),
+        ("one byte", vec![0xff], "neither JPEG, PNG, WebP nor PPM: it starts with ff"),
         ("jpeg start only", vec![0xff, 0xd8, 0xff], "truncated JPEG"),
         ("jpeg start and end", vec![0xff, 0xd8, 0xff, 0xd9], "truncated JPEG"),
         ("jpeg without scan data", scan("rgb-420.jpg"), "truncated JPEG"),
@@ -161,6 +161,20 @@ fn every_broken_file_is_skipped_in_its_own_words() {
             "webp of an unknown chunk",
             patched("lossless.webp", b"WEBP", 0, b"ABCD"),
             "corrupt WebP: Format error decoding WebP: Invalid Chunk header: [41, 42, 43, 44]",
+        ),
+        ("ppm cut in its header", b"P6 2".to_vec(), "truncated PPM"),
+        ("ppm cut", b"P6 2 2 255 abc".to_vec(), "truncated PPM"),
+        ("ppm of words", b"P6 a".to_vec(), "corrupt PPM: its header is not three numbers"),
+        ("ppm of width 0", b"P6 0 2 255 ".to_vec(), "corrupt PPM: its width or height is 0"),
+        (
+            "ppm of 16 bits",
+            b"P6 1 1 65535 ab".to_vec(),
+            "unsupported PPM: 65535 as the greatest level",
+        ),
+        (
+            "ppm of 99999 squared",
+            b"P6 99999 99999 255 ".to_vec(),
+            "99999x99999 pixels, more than pixels_max = 100000000",
         ),
     ];
     for (name, bytes, expected) in cases {

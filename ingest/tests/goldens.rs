@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lapflow_ingest::{Crop, Limits, RgbImage, crop, decode};
+use lapflow_ingest::{Crop, Limits, RgbImage, crop, decode, decode_to_cover};
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -32,8 +32,19 @@ fn decoded(name: &str) -> (RgbImage, RgbImage) {
 }
 
 #[test]
-fn lossless_formats_decode_as_in_pil() {
+fn images_decode_as_in_pil() {
     let names = [
+        "rgb-444.jpg",
+        "rgb-422.jpg",
+        "rgb-420.jpg",
+        "progressive.jpg",
+        "restarts.jpg",
+        "gray.jpg",
+        "tiny.jpg",
+        "cmyk.jpg",
+        "ycck.jpg",
+        "adobe-rgb.jpg",
+        "profile.jpg",
         "rgb.png",
         "palette.png",
         "palette-transparent.png",
@@ -54,27 +65,36 @@ fn lossless_formats_decode_as_in_pil() {
 }
 
 #[test]
-fn lossy_formats_decode_within_the_decoders_rounding() {
-    let names = [
-        "rgb-444.jpg",
-        "rgb-422.jpg",
-        "rgb-420.jpg",
-        "progressive.jpg",
-        "restarts.jpg",
-        "gray.jpg",
-        "tiny.jpg",
-        "cmyk.jpg",
-        "ycck.jpg",
-        "adobe-rgb.jpg",
-        "profile.jpg",
-        "lossy.webp",
-    ];
+fn a_ppm_is_its_pixels() {
+    let image = decode(b"P6\n# by hand\n2 1\n255\nabcdef", &Limits::default()).expect("decodes");
+    assert_eq!((image.width, image.height, image.pixels.as_slice()), (2, 1, &b"abcdef"[..]));
+}
+
+#[test]
+fn lossy_webp_decodes_within_the_decoders_rounding() {
+    let (ours, pil) = decoded("lossy.webp");
+    let ([_, beyond_1, beyond_3], worst) = difference(&ours, &pil);
+    assert!(beyond_1 < 0.11 && beyond_3 == 0.0, "{beyond_1} beyond 1, worst {worst}");
+}
+
+#[test]
+fn jpegs_are_reduced_as_by_libjpeg() {
+    let names =
+        ["rgb-444.jpg", "rgb-422.jpg", "rgb-420.jpg", "progressive.jpg", "gray.jpg", "ycck.jpg"];
     for name in names {
-        let (ours, pil) = decoded(name);
-        let ([_, beyond_1, beyond_3], worst) = difference(&ours, &pil);
-        // A third of the scene is coloured noise, the worst case for chroma upsampling.
-        assert!(beyond_1 < 0.11 && beyond_3 == 0.0, "{name}: {beyond_1} beyond 1, worst {worst}");
+        let path = folder("decode").join(name);
+        let bytes = std::fs::read(&path).expect("a golden");
+        // The short side is 37 pixels.
+        for (short_side, divisor) in [(18, 2), (10, 2), (9, 4), (4, 8), (1, 8)] {
+            let ours = decode_to_cover(&bytes, &Limits::default(), short_side).expect(name);
+            let pil = reference(&folder("decode").join(format!("{name}.{divisor}.rgb.png")));
+            assert!(ours == pil, "{name} / {divisor}: {:?}", difference(&ours, &pil));
+        }
+        let whole = decode_to_cover(&bytes, &Limits::default(), 19).expect(name);
+        assert!(whole == decode(&bytes, &Limits::default()).expect(name), "{name}");
     }
+    let png = std::fs::read(folder("decode").join("rgb.png")).expect("a golden");
+    assert_eq!(decode_to_cover(&png, &Limits::default(), 4).expect("decodes").width, 45);
 }
 
 #[test]

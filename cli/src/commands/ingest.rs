@@ -3,7 +3,7 @@
 use super::Context;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
-use lapflow_ingest::{Crop, Exported, IngestConfig, Source, export};
+use lapflow_ingest::{Crop, Decode, Exported, IngestConfig, Source, export};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::time::Instant;
 /// Arguments of `lapflow ingest`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder, .txt list, .tar, .zip or .parquet file; local, s3://, gs:// or az://
+    /// Folder, .txt list, .tar, .zip, .parquet or .mdb file; local, s3://, gs:// or az://
     source: String,
     /// Side of the square images, in pixels
     #[arg(long)]
@@ -25,6 +25,9 @@ pub struct Args {
     /// adm, resize, center or random
     #[arg(long, default_value = "adm", value_parser = crop)]
     crop: Crop,
+    /// exact, or fast: JPEGs much larger than the target are not decoded in full
+    #[arg(long, default_value = "exact", value_parser = decode)]
+    decode: Decode,
     /// Seed of random crops
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -48,6 +51,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         source: args.source.clone(),
         size: args.size,
         crop: args.crop,
+        decode: args.decode,
         seed: args.seed,
         flip: args.flip,
         exif_orientation: args.exif_orientation,
@@ -94,5 +98,10 @@ async fn ingest(config: &IngestConfig, out: &Path, stop: &AtomicBool) -> Result<
 
 /// A crop by its name in config files.
 fn crop(name: &str) -> Result<Crop, String> {
+    serde_json::from_value(Value::String(name.to_owned())).map_err(|error| error.to_string())
+}
+
+/// A decode mode by its name in config files.
+fn decode(name: &str) -> Result<Decode, String> {
     serde_json::from_value(Value::String(name.to_owned())).map_err(|error| error.to_string())
 }

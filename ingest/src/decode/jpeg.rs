@@ -1,10 +1,6 @@
-//! JPEG through zune-jpeg.
+//! JPEG through libjpeg-turbo-rs, whose pixels are those of the libjpeg-turbo in PIL.
 
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+use libjpeg_turbo_rs::{DecodeLimits, Decoder, Image, JpegError, PixelFormat, ScalingFactor};
 
 use super::{Format, Orientation};
 use crate::image::RgbImage;
@@ -13,86 +9,113 @@ use crate::skip::SkipReason;
 /// The largest side a JPEG header can express.
 const SIDE_MAX: usize = u16::MAX as usize;
 
+/// More scans than this are taken for an attack: each costs a pass over the image, and
+/// encoders write about ten.
+const SCANS_MAX: usize = 256;
+
+/// The decoder makes an image at an eighth of its sides at the least.
+pub(super) const HALVINGS_MAX: u32 = 3;
+
 /// A JPEG whose header has been read.
 pub(super) struct Jpeg<'a> {
-    decoder: JpegDecoder<ZCursor<&'a [u8]>>,
-    width: u32,
-    height: u32,
-    components: u8,
+    decoder: Decoder<'a>,
 }
 
 /// Reads the header. Stray bytes between its segments are passed over, as libjpeg does.
-pub(super) fn open(bytes: &[u8]) -> Result<Jpeg<'_>, SkipReason> {
-    let options = DecoderOptions::default()
-        .set_max_width(SIDE_MAX)
-        .set_max_height(SIDE_MAX)
-        .set_strict_mode(false)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(reason)?;
-    let info = decoder.info().expect("the header was just decoded");
-    // Adobe's transform 0 on three components means plain RGB; zune-jpeg reads it as a
-    // broken CMYK and then only copies the bands.
-    let mut options = *decoder.options();
-    if decoder.input_colorspace() == Some(ADOBE_RGB) {
-        options = options.jpeg_set_out_colorspace(ADOBE_RGB);
+pub(super) fn open(bytes: &[u8], pixels_max: u64) -> Result<Jpeg<'_>, SkipReason> {
+    let limits = DecodeLimits {
+        max_width: SIDE_MAX,
+        max_height: SIDE_MAX,
+        max_pixels: pixels_max,
+        max_scans: SCANS_MAX,
+        max_memory: None,
+    };
+    let mut decoder = Decoder::new_with_limits(bytes, limits).map_err(reason)?;
+    let frame = decoder.header();
+    if frame.width == 0 || frame.height == 0 {
+        return Err(corrupt("its width or height is 0"));
     }
-    // The scans are read strictly: the lenient mode paints what is missing gray.
-    decoder.set_options(options.set_strict_mode(true));
-    Ok(Jpeg {
-        width: info.width.into(),
-        height: info.height.into(),
-        components: info.components,
-        decoder,
-    })
+    let (bits, components) = (frame.precision, frame.components.len());
+    if bits != 8 {
+        return Err(unsupported(format!("{bits} bits a sample")));
+    }
+    decoder.set_output_format(match components {
+        1 | 3 => PixelFormat::Rgb,
+        4 => PixelFormat::Cmyk,
+        _ => return Err(unsupported(format!("{components} components"))),
+    });
+    Ok(Jpeg { decoder })
 }
-
-/// Three bands without a colour transform.
-const ADOBE_RGB: ColorSpace = ColorSpace::MultiBand(std::num::NonZeroU32::new(3).unwrap());
 
 impl Jpeg<'_> {
     pub(super) fn dimensions(&self) -> (u32, u32) {
-        (self.width, self.height)
+        let frame = self.decoder.header();
+        (frame.width.into(), frame.height.into())
     }
 
-    /// Bytes held per pixel: the RGB result, and the coefficients of every component, which
-    /// progressive files and files in several scans need all at once.
-    pub(super) fn pixel_bytes(&self) -> u64 {
-        3 + 2 * u64::from(self.components)
+    /// Makes the decoder halve the sides (rounding up) so many times, which costs next to
+    /// nothing: it leaves out the high frequencies of each block.
+    pub(super) fn reduce(&mut self, halvings: u32) -> Result<(), SkipReason> {
+        let scale = ScalingFactor::try_new(1, 1 << halvings.min(HALVINGS_MAX)).map_err(reason)?;
+        self.decoder.set_scale(scale);
+        Ok(())
     }
 
-    pub(super) fn decode(mut self) -> Result<(RgbImage, Orientation), SkipReason> {
-        let pixels = self.decoder.decode().map_err(reason)?;
+    /// Bytes held at the peak of decoding: the coefficients of every component, which
+    /// progressive files and files in several scans need all at once; the planes, as stored and
+    /// brought to full size; and the result.
+    pub(super) fn working_bytes(&self) -> u64 {
+        let frame = self.decoder.header();
+        let components = frame.components.len() as u64;
+        let stored = u64::from(frame.width) * u64::from(frame.height);
+        let made = (self.decoder.output_width() * self.decoder.output_height()) as u64;
+        let coefficient_bytes = if self.decoder.has_multiple_scans() { 2 * components } else { 0 };
+        stored * coefficient_bytes + made * (2 * components + 4)
+    }
+
+    pub(super) fn decode(self) -> Result<(RgbImage, Orientation), SkipReason> {
         let orientation = self
             .decoder
-            .exif()
-            .and_then(|chunk| Orientation::from_exif_chunk(chunk))
+            .exif_data()
+            .and_then(Orientation::from_exif_chunk)
             .unwrap_or(Orientation::NoTransforms);
-        Ok((RgbImage { width: self.width, height: self.height, pixels }, orientation))
+        let image = self.decoder.decode_image().map_err(reason)?;
+        let (width, height) = (image.width as u32, image.height as u32);
+        Ok((RgbImage { width, height, pixels: to_rgb(image) }, orientation))
     }
 }
 
-fn reason(error: DecodeErrors) -> SkipReason {
-    let format = Format::Jpeg;
-    match error {
-        DecodeErrors::ExhaustedData
-        | DecodeErrors::IoErrors(_)
-        | DecodeErrors::FormatStatic("Premature end of buffer" | "Premature End of image") => {
-            SkipReason::Truncated { format }
-        }
-        DecodeErrors::Unsupported(scheme) => {
-            SkipReason::Unsupported { format, detail: format!("{scheme:?}") }
-        }
-        DecodeErrors::ZeroError => corrupt("its width or height is 0"),
-        DecodeErrors::FormatStatic(detail) => corrupt(detail),
-        DecodeErrors::Format(detail)
-        | DecodeErrors::HuffmanDecode(detail)
-        | DecodeErrors::DqtError(detail)
-        | DecodeErrors::SosError(detail)
-        | DecodeErrors::SofError(detail)
-        | DecodeErrors::MCUError(detail) => corrupt(&detail),
-        other => corrupt(&other.to_string()),
+/// The pixels as RGB. Four inks become three colours as in PIL, which takes them for inverted,
+/// as Adobe writes them.
+fn to_rgb(image: Image) -> Vec<u8> {
+    if image.pixel_format != PixelFormat::Cmyk {
+        return image.data;
     }
+    let product = |a: u8, b: u8| {
+        let scaled = u32::from(a) * u32::from(b) + 128;
+        (((scaled >> 8) + scaled) >> 8) as u8
+    };
+    image
+        .data
+        .chunks_exact(4)
+        .flat_map(|inks| [0, 1, 2].map(|ink| inks[3] - product(!inks[ink], inks[3])))
+        .collect()
+}
+
+fn reason(error: JpegError) -> SkipReason {
+    match error {
+        JpegError::UnexpectedEof => SkipReason::Truncated { format: Format::Jpeg },
+        JpegError::Unsupported(detail) => unsupported(detail),
+        error @ (JpegError::LimitExceeded { .. } | JpegError::AllocationFailed { .. }) => {
+            unsupported(error.to_string())
+        }
+        JpegError::CorruptData(detail) => corrupt(&detail),
+        error => corrupt(&error.to_string()),
+    }
+}
+
+fn unsupported(detail: String) -> SkipReason {
+    SkipReason::Unsupported { format: Format::Jpeg, detail }
 }
 
 fn corrupt(detail: &str) -> SkipReason {

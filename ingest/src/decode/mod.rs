@@ -5,6 +5,7 @@
 //! header's dimensions were checked.
 
 mod jpeg;
+mod ppm;
 mod raster;
 
 use std::fmt;
@@ -39,6 +40,8 @@ pub enum Format {
     Png,
     /// Lossy or lossless WebP; of an animation, the first frame.
     WebP,
+    /// Binary PPM of 8 bits.
+    Ppm,
 }
 
 impl fmt::Display for Format {
@@ -47,6 +50,7 @@ impl fmt::Display for Format {
             Self::Jpeg => "JPEG",
             Self::Png => "PNG",
             Self::WebP => "WebP",
+            Self::Ppm => "PPM",
         })
     }
 }
@@ -62,6 +66,7 @@ impl Format {
             [0xff, 0xd8, 0xff, ..] => Ok(Self::Jpeg),
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Ok(Self::Png),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Self::WebP),
+            [b'P', b'6', blank, ..] if blank.is_ascii_whitespace() => Ok(Self::Ppm),
             _ => {
                 let start = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
                 Err(SkipReason::Unrecognized { start })
@@ -70,7 +75,7 @@ impl Format {
     }
 }
 
-/// Decodes a JPEG, PNG or WebP file held in `bytes`.
+/// Decodes a JPEG, PNG, WebP or PPM file held in `bytes`.
 ///
 /// Grayscale is repeated over the channels, CMYK and YCCK are converted as PIL does (Adobe's
 /// inverted inks), palettes are looked up, and of 16-bit PNGs the high byte is kept.
@@ -79,6 +84,24 @@ impl Format {
 /// The [`SkipReason`] with which a stream would leave the image out.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, SkipReason> {
     contained(Format::sniff(bytes)?, || Opened::new(bytes, limits)?.decode(false))
+}
+
+/// As [`decode`], but lets the decoder halve the sides, rounding up, while the short side keeps
+/// at least `short_side` pixels. JPEG's can, down to an eighth, and saves most of its work where
+/// it does; images of other formats come in full.
+///
+/// # Errors
+/// The [`SkipReason`] with which a stream would leave the image out.
+pub fn decode_to_cover(
+    bytes: &[u8],
+    limits: &Limits,
+    short_side: u32,
+) -> Result<RgbImage, SkipReason> {
+    contained(Format::sniff(bytes)?, || {
+        let mut opened = Opened::new(bytes, limits)?;
+        opened.reduce_to(short_side)?;
+        opened.decode(false)
+    })
 }
 
 /// Runs a decoder over foreign bytes. A panic there is the decoder's bug, met by one bad file;
@@ -105,34 +128,49 @@ enum Decoder<'a> {
     Jpeg(Box<jpeg::Jpeg<'a>>),
     Png(Box<raster::Png<'a>>),
     WebP(Box<raster::WebP<'a>>),
+    Ppm(ppm::Ppm<'a>),
 }
 
 impl<'a> Opened<'a> {
     /// Reads the header of the image in `bytes`.
     pub(crate) fn new(bytes: &'a [u8], limits: &Limits) -> Result<Self, SkipReason> {
-        let (decoder, (width, height), pixel_bytes) = match Format::sniff(bytes)? {
+        let (decoder, (width, height), working_bytes) = match Format::sniff(bytes)? {
             Format::Jpeg => {
-                let jpeg = jpeg::open(bytes)?;
-                let (dimensions, pixel_bytes) = (jpeg.dimensions(), jpeg.pixel_bytes());
-                (Decoder::Jpeg(Box::new(jpeg)), dimensions, pixel_bytes)
+                let jpeg = jpeg::open(bytes, limits.pixels_max)?;
+                let (dimensions, working_bytes) = (jpeg.dimensions(), jpeg.working_bytes());
+                (Decoder::Jpeg(Box::new(jpeg)), dimensions, working_bytes)
             }
             Format::Png => {
                 let png = raster::open_png(bytes)?;
-                let (dimensions, pixel_bytes) = raster::measure(&png);
-                (Decoder::Png(Box::new(png)), dimensions, pixel_bytes)
+                let (dimensions, working_bytes) = raster::measure(&png);
+                (Decoder::Png(Box::new(png)), dimensions, working_bytes)
             }
             Format::WebP => {
                 let webp = raster::open_webp(bytes)?;
-                let (dimensions, pixel_bytes) = raster::measure(&webp);
-                (Decoder::WebP(Box::new(webp)), dimensions, pixel_bytes)
+                let (dimensions, working_bytes) = raster::measure(&webp);
+                (Decoder::WebP(Box::new(webp)), dimensions, working_bytes)
+            }
+            Format::Ppm => {
+                let ppm = ppm::open(bytes)?;
+                let (dimensions, working_bytes) = (ppm.dimensions(), ppm.working_bytes());
+                (Decoder::Ppm(ppm), dimensions, working_bytes)
             }
         };
-        let pixels = u64::from(width) * u64::from(height);
-        if pixels > limits.pixels_max {
+        if u64::from(width) * u64::from(height) > limits.pixels_max {
             let pixels_max = limits.pixels_max;
             return Err(SkipReason::TooManyPixels { width, height, pixels_max });
         }
-        Ok(Self { width, height, working_bytes: pixels * pixel_bytes, decoder })
+        Ok(Self { width, height, working_bytes, decoder })
+    }
+
+    /// Lets the decoder halve both sides, rounding up, while the short side keeps at least
+    /// `short_side` pixels. JPEG's can; images of other formats stay as they are.
+    pub(crate) fn reduce_to(&mut self, short_side: u32) -> Result<(), SkipReason> {
+        let Decoder::Jpeg(jpeg) = &mut self.decoder else { return Ok(()) };
+        let halvings = (self.width.min(self.height) / short_side.max(1)).max(1).ilog2();
+        jpeg.reduce(halvings)?;
+        self.working_bytes = jpeg.working_bytes();
+        Ok(())
     }
 
     /// Decodes to RGB, turned upright if `exif_orientation` and the file asks for it.
@@ -141,6 +179,7 @@ impl<'a> Opened<'a> {
             Decoder::Jpeg(jpeg) => jpeg.decode()?,
             Decoder::Png(png) => raster::decode(*png, Format::Png)?,
             Decoder::WebP(webp) => raster::decode(*webp, Format::WebP)?,
+            Decoder::Ppm(ppm) => ppm.decode()?,
         };
         Ok(if exif_orientation { image.oriented(orientation) } else { image })
     }

@@ -31,10 +31,13 @@ pub(super) fn open_webp(bytes: &[u8]) -> Result<WebP<'_>, SkipReason> {
     WebPDecoder::new(Cursor::new(bytes)).map_err(|error| reason(Format::WebP, error))
 }
 
-/// Dimensions, and bytes held per pixel while decoding: as stored, and as RGB.
+/// Dimensions, and bytes held while decoding: the image as stored, and as RGB.
 pub(super) fn measure(decoder: &impl ImageDecoder) -> ((u32, u32), u64) {
     let stored = u64::from(decoder.color_type().bytes_per_pixel());
-    (decoder.dimensions(), stored + 3 + INTERNAL_PIXEL_BYTES)
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    // A header may announce more pixels than any memory has bytes.
+    ((width, height), pixels.saturating_mul(stored + 3 + INTERNAL_PIXEL_BYTES))
 }
 
 pub(super) fn decode(

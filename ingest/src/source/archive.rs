@@ -15,21 +15,29 @@ pub(super) struct ArchiveListing {
     pub(super) classes: Vec<String>,
 }
 
+/// What LMDB keeps beside its data.
+const LMDB_LOCK_FILE: &str = "lock.mdb";
+
 /// A format that holds many images in one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ArchiveFormat {
     Tar,
     Zip,
     Parquet,
+    Lmdb,
 }
 
 impl ArchiveFormat {
     /// The format that `name` ends with.
     pub(super) fn of(name: &str) -> Option<Self> {
+        if name.rsplit('/').next() == Some(LMDB_LOCK_FILE) {
+            return None;
+        }
         match name.rsplit_once('.')?.1.to_ascii_lowercase().as_str() {
             "tar" => Some(Self::Tar),
             "zip" => Some(Self::Zip),
             "parquet" => Some(Self::Parquet),
+            "mdb" | "lmdb" => Some(Self::Lmdb),
             _ => None,
         }
     }
@@ -45,6 +53,7 @@ impl ArchiveFormat {
             Self::Tar => super::tar::list(blob, number, entries_max),
             Self::Zip => super::zip::list(blob, number, entries_max),
             Self::Parquet => super::parquet::list(blob, number, entries_max),
+            Self::Lmdb => super::lmdb::list(blob, number, entries_max),
         }
     }
 }

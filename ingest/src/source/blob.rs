@@ -113,6 +113,14 @@ impl BlobReader {
         Ok(Self { blob, length, position: 0, block_start: 0, block: Bytes::new() })
     }
 
+    /// Exactly `length` bytes from `start`.
+    pub(super) fn read_at(&mut self, start: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut content = vec![0; length];
+        self.seek(SeekFrom::Start(start))?;
+        self.read_exact(&mut content)?;
+        Ok(content)
+    }
+
     /// The length of the blob when it was opened.
     pub(super) fn length(&self) -> u64 {
         self.length

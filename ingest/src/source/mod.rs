@@ -5,6 +5,7 @@ mod blob;
 mod folder;
 mod labels;
 mod list;
+mod lmdb;
 mod parquet;
 mod read;
 mod store;
@@ -42,6 +43,7 @@ use crate::error::{IngestError, Result};
 /// | a `.tar` | its image members | WebDataset's `.cls` members, else as in a folder |
 /// | a `.zip` | its image members | EDM's `dataset.json`, else as in a folder |
 /// | a `.parquet` | its rows, images in a struct with a field `bytes` | the column `label` |
+/// | a `.mdb` or `.lmdb` | the values of an LMDB database: image files, or squares of RGB pixels | none |
 /// | a folder of archives | theirs, keys prefixed with the archive's | theirs |
 ///
 /// All but lists may be `s3://`, `gs://` and `az://` URIs. A `dataset.json` at the top of a
@@ -98,6 +100,8 @@ enum Location {
     Object { object: Box<Object>, bytes: u64 },
     /// A stretch of an archive.
     Member { archive: u32, offset: u64, length: u64 },
+    /// A value of an LMDB environment.
+    Value { archive: u32, offset: u64, length: u64 },
     /// A zip member.
     Zipped { archive: u32, zipped: Zipped },
     /// A row of a Parquet file.
@@ -237,13 +241,13 @@ fn list_local(path: &Path, entries_max: usize) -> Result<Listing> {
         let classes = numbered_classes(&name, images.iter().filter_map(|image| image.label))?;
         return Ok(Listing { root, images, classes, ..Listing::default() });
     }
-    let reason = "it is neither a folder, a .txt list, nor a .tar, .zip or .parquet archive";
+    let reason = "it is neither a folder, a .txt list, nor a .tar, .zip, .parquet or .mdb archive";
     Err(IngestError::source(path.display(), reason))
 }
 
 fn list_remote(uri: &str, config: &IngestConfig) -> Result<Listing> {
     let runtime = Handle::current();
-    let remote = Remote::open(uri)?;
+    let remote = Remote::open(uri, config)?;
     if let Some(format) = ArchiveFormat::of(uri) {
         return list_archive(Blob::Object(remote.itself(&runtime)), format, config.entries_max);
     }

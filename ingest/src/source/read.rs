@@ -8,7 +8,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::blob::{Blob, unreadable};
-use super::{Entry, Location, Source};
+use super::{Entry, Location, Source, lmdb};
 use crate::skip::SkipReason;
 
 impl Source {
@@ -17,7 +17,9 @@ impl Source {
     pub(crate) fn fetch_bytes(&self, entry: &Entry) -> Option<u64> {
         let (archive, bytes) = match &entry.location {
             Location::Object { bytes, .. } => return Some(*bytes),
-            Location::Member { archive, length, .. } => (archive, *length),
+            Location::Member { archive, length, .. } | Location::Value { archive, length, .. } => {
+                (archive, *length)
+            }
             Location::Zipped { archive, zipped } => (archive, zipped.packed_bytes),
             Location::Key | Location::Path(_) | Location::Row { .. } => return None,
         };
@@ -34,6 +36,11 @@ impl Source {
             Location::Member { archive, offset, length } => {
                 check_bytes(*length, bytes_max)?;
                 self.read_range(*archive, *offset..offset.saturating_add(*length))
+            }
+            Location::Value { archive, offset, length } => {
+                check_bytes(*length, bytes_max)?;
+                self.read_range(*archive, *offset..offset.saturating_add(*length))
+                    .map(lmdb::image_file)
             }
             Location::Zipped { archive, zipped } => {
                 check_bytes(zipped.packed_bytes, bytes_max)?;

@@ -13,14 +13,11 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use tokio::runtime::Handle;
 
 use super::blob::Object;
+use crate::config::IngestConfig;
 use crate::error::{IngestError, Result};
 
 /// Attempts at a request after the first.
 const RETRIES_MAX: usize = 6;
-/// The longest that a request and its retries may take together.
-const RETRY_SECONDS_MAX: u64 = 120;
-/// A request that gives no answer for so long is counted as failed.
-const REQUEST_SECONDS_MAX: u64 = 30;
 
 /// A place in an object store: a prefix or an object.
 #[derive(Clone)]
@@ -38,17 +35,17 @@ pub(super) fn is_remote(source: &str) -> bool {
 impl Remote {
     /// Opens `s3://`, `gs://` and `az://` URIs with the credentials in the usual environment
     /// variables, and `file://`. Requests are retried with exponential backoff.
-    pub(super) fn open(uri: &str) -> Result<Self> {
+    pub(super) fn open(uri: &str, config: &IngestConfig) -> Result<Self> {
         let failed = |error: object_store::Error| IngestError::source(uri, error);
         let (scheme, place) = uri.split_once("://").unwrap_or(("", uri));
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
         let retry = RetryConfig {
             backoff: BackoffConfig::default(),
             max_retries: RETRIES_MAX,
-            retry_timeout: Duration::from_secs(RETRY_SECONDS_MAX),
+            retry_timeout: Duration::from_secs(config.retry_seconds_max),
         };
         let options = ClientOptions::new()
-            .with_timeout(Duration::from_secs(REQUEST_SECONDS_MAX))
+            .with_timeout(Duration::from_secs(config.request_seconds_max))
             .with_allow_http(std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true"));
         let store: Arc<dyn ObjectStore> = match scheme {
             "s3" => Arc::new(

@@ -2,7 +2,8 @@
 
 Run in this folder with Pillow 13.0.0 (libjpeg-turbo 3.2.0, libwebp 1.6.0) and numpy:
     python generate.py
-Writes decode/NAME.EXT beside its pixels decode/NAME.EXT.rgb.png, and crop/*.png.
+Writes decode/NAME.EXT beside its pixels decode/NAME.EXT.rgb.png (and, of some, reduced by a
+divisor, decode/NAME.EXT.DIVISOR.rgb.png), and crop/*.png.
 """
 
 import pathlib
@@ -57,6 +58,15 @@ def reference(path):
     Image.open(path).convert("RGB").save(f"{path}.rgb.png", optimize=True)
 
 
+def reduced(name):
+    """What libjpeg makes at a half, a quarter and an eighth of the sides."""
+    path = HERE / "decode" / name
+    for divisor in [2, 4, 8]:
+        image = Image.open(path)
+        image.draft(image.mode, tuple(side // divisor for side in image.size))
+        image.convert("RGB").save(f"{path}.{divisor}.rgb.png", optimize=True)
+
+
 def patched(name, source, old, new):
     """Copies a file with one byte string replaced: for variants that PIL does not write."""
     content = (HERE / "decode" / source).read_bytes()
@@ -79,6 +89,8 @@ def decodes():
     save("adobe-rgb.jpg", image, quality=90, keep_rgb=True)
     adobe = b"Adobe\0\x64\0\0\0\0"
     patched("ycck.jpg", "cmyk.jpg", adobe + b"\0", adobe + b"\2")
+    for name in ["rgb-444.jpg", "rgb-422.jpg", "rgb-420.jpg", "progressive.jpg", "gray.jpg", "ycck.jpg"]:
+        reduced(name)
     save("profile.jpg", image, quality=90, icc_profile=b"not a profile" * 20)
     save("really-png.jpeg", image, format="PNG")
 

@@ -1,8 +1,10 @@
 //! Times the writer and the loader on synthetic latents; `bench/store/run.sh` compares with peers.
 //!
-//! `loader_bench write URI ROWS [zstd:LEVEL|none]` and `loader_bench read URI [key=value]...` with
-//! keys batch, window, reads, verify (0/1), levels (0,1), epochs; each prints one JSON line.
+//! `loader_bench write URI ROWS [zstd:LEVEL|none] [ROWS_OF_A_SHARD]`, `loader_bench open URI` and
+//! `loader_bench read URI [key=value]...` with keys batch, window, reads, verify (0/1), levels
+//! (0,1), epochs, memory (bytes), cache (folder); each prints one JSON line.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use lapflow_store::*;
@@ -21,18 +23,46 @@ fn main() -> std::result::Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        ["write", uri, rows] => write(uri, rows.parse()?, Compression::Zstd(1)),
-        ["write", uri, rows, "none"] => write(uri, rows.parse()?, Compression::None),
-        ["write", uri, rows, codec] => {
-            let level = codec.strip_prefix("zstd:").ok_or("codec is zstd:LEVEL or none")?;
-            write(uri, rows.parse()?, Compression::Zstd(level.parse()?))
+        ["write", uri, rows, options @ ..] => {
+            let compression = match options.first() {
+                None => Compression::Zstd(1),
+                Some(&"none") => Compression::None,
+                Some(codec) => {
+                    let level = codec.strip_prefix("zstd:").ok_or("codec is zstd:LEVEL or none")?;
+                    Compression::Zstd(level.parse()?)
+                }
+            };
+            let shard_rows = options.get(1).map_or(Ok(SHARD_ROWS), |rows| rows.parse())?;
+            write(uri, rows.parse()?, compression, shard_rows)
         }
+        ["open", uri] => open(uri),
         ["read", uri, options @ ..] => read(uri, options),
-        _ => Err("usage: loader_bench write URI ROWS [CODEC] | read URI [key=value]...".into()),
+        _ => Err("usage: loader_bench write URI ROWS [CODEC [SHARD_ROWS]] | open URI | read URI [key=value]...".into()),
     }
 }
 
-fn write(uri: &str, rows: i64, compression: Compression) -> std::result::Result<(), Failure> {
+/// Times opening, finding a shard's transaction and the first batch.
+fn open(uri: &str) -> std::result::Result<(), Failure> {
+    let started = Instant::now();
+    let dataset = futures::executor::block_on(Dataset::open(uri))?;
+    let open_s = started.elapsed().as_secs_f64();
+    let last = dataset.shards().last().ok_or("there is no shard")?.shard.clone();
+    let asked = Instant::now();
+    let committed = futures::executor::block_on(dataset.is_committed(&last))?;
+    let asked_s = asked.elapsed().as_secs_f64();
+    let (version, shards) = (dataset.version(), dataset.shards().len());
+    println!(
+        r#"{{"version": {version}, "shards": {shards}, "open_s": {open_s:.3}, "is_committed": {committed}, "is_committed_s": {asked_s:.3}}}"#
+    );
+    Ok(())
+}
+
+fn write(
+    uri: &str,
+    rows: i64,
+    compression: Compression,
+    shard_rows: i64,
+) -> std::result::Result<(), Failure> {
     let levels = vec![
         LevelSpec { channels: 4, height: 32, width: 32 },
         LevelSpec { channels: 4, height: 16, width: 16 },
@@ -42,11 +72,11 @@ fn write(uri: &str, rows: i64, compression: Compression) -> std::result::Result<
     futures::executor::block_on(async {
         let dataset = Dataset::create(uri, &metadata).await?;
         let started = Instant::now();
-        for first in (0..rows).step_by(SHARD_ROWS as usize) {
-            let name = format!("{:05}", first / SHARD_ROWS);
+        for first in (0..rows).step_by(shard_rows as usize) {
+            let name = format!("{:05}", first / shard_rows);
             let options = ShardOptions { compression, ..ShardOptions::default() };
             let mut shard = dataset.shard_with(&name, options).await?;
-            for id in first..rows.min(first + SHARD_ROWS) {
+            for id in first..rows.min(first + shard_rows) {
                 shard.push(row(id, drawn[id as usize % drawn.len()].clone())).await?;
             }
             shard.commit().await?;
@@ -86,6 +116,7 @@ fn processor_s() -> std::result::Result<f64, Failure> {
 
 fn read(uri: &str, options: &[&str]) -> std::result::Result<(), Failure> {
     let mut config = LoaderConfig { epochs: Some(1), ..LoaderConfig::default() };
+    let mut cache = None;
     for option in options {
         let (key, value) = option.split_once('=').ok_or("options are key=value")?;
         match key {
@@ -93,6 +124,8 @@ fn read(uri: &str, options: &[&str]) -> std::result::Result<(), Failure> {
             "window" => config.window_rows = value.parse()?,
             "reads" => config.reads_max = value.parse()?,
             "verify" => config.verify = value == "1",
+            "memory" => config.memory_cache_bytes_max = value.parse()?,
+            "cache" => cache = Some(Arc::new(DiskCache::new(value, u64::MAX)?)),
             "epochs" => config.epochs = Some(value.parse()?),
             "levels" => {
                 let levels = value.split(',').map(str::parse);
@@ -102,7 +135,10 @@ fn read(uri: &str, options: &[&str]) -> std::result::Result<(), Failure> {
         }
     }
     let started = Instant::now();
-    let dataset = futures::executor::block_on(Dataset::open(uri))?;
+    let mut dataset = futures::executor::block_on(Dataset::open(uri))?;
+    if let Some(cache) = cache {
+        dataset = dataset.with_cache(cache);
+    }
     let open_s = started.elapsed().as_secs_f64();
     let loader = Loader::new(&dataset, config.clone(), LoaderState::default())?;
     let (mut samples, mut bytes, mut first_s) = (0, 0, 0.0);

@@ -1,6 +1,7 @@
 //! Large buffers that are handed on instead of freed: fresh memory costs a page fault and a
 //! cleared page every 4 KiB, which took a third of the loader's time.
 
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,9 +15,8 @@ struct Retained {
     bytes: usize,
 }
 
-/// Bytes from the pool; they return to it when dropped. Their first content is arbitrary.
-#[derive(Debug)]
-pub(crate) struct Buffer {
+/// Bytes from a pool of the process; they return to it when dropped.
+pub struct Buffer {
     /// At least `length` bytes, all initialised.
     bytes: Vec<u8>,
     length: usize,
@@ -24,8 +24,8 @@ pub(crate) struct Buffer {
 
 impl Buffer {
     /// A buffer of `length` bytes: the smallest retained one that fits without wasting more than
-    /// half of itself, else a fresh one.
-    pub fn take(length: usize) -> Self {
+    /// half of itself, else a fresh one. Its content is arbitrary.
+    pub(crate) fn take(length: usize) -> Self {
         let mut retained = retained();
         let fits = |size: usize| size >= length && size / 2 <= length;
         let best = (0..retained.buffers.len())
@@ -69,6 +69,28 @@ impl DerefMut for Buffer {
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
         self
+    }
+}
+
+impl Clone for Buffer {
+    fn clone(&self) -> Self {
+        let mut copy = Self::take(self.length);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
+impl PartialEq for Buffer {
+    fn eq(&self, other: &Self) -> bool {
+        self[..] == other[..]
+    }
+}
+
+impl Eq for Buffer {}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Buffer({} bytes)", self.length)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use delta_kernel::SnapshotRef;
 use parquet::file::metadata::ParquetMetaData;
 
+use crate::cache::DiskCache;
 use crate::error::{Result, StoreError};
 use crate::location::{Location, blocking};
 use crate::metadata::{FORMAT_VERSION, Metadata};
@@ -27,6 +28,7 @@ const FOOTERS_MAX: usize = 256;
 #[derive(Clone)]
 pub struct Dataset {
     inner: Arc<Inner>,
+    cache: Option<Arc<DiskCache>>,
 }
 
 struct Inner {
@@ -81,7 +83,8 @@ impl Dataset {
 
     /// The same dataset as it is now.
     pub async fn refresh(&self) -> Result<Self> {
-        Self::load(self.inner.location.clone(), self.inner.table.clone(), None).await
+        let found = Self::load(self.inner.location.clone(), self.inner.table.clone(), None).await?;
+        Ok(Self { cache: self.cache.clone(), ..found })
     }
 
     /// The same dataset at `version`.
@@ -89,7 +92,14 @@ impl Dataset {
         if version == self.version() {
             return Ok(self.clone());
         }
-        Self::load(self.inner.location.clone(), self.inner.table.clone(), Some(version)).await
+        let (location, table) = (self.inner.location.clone(), self.inner.table.clone());
+        let found = Self::load(location, table, Some(version)).await?;
+        Ok(Self { cache: self.cache.clone(), ..found })
+    }
+
+    /// The same dataset, read through `cache`, and so all that is made of it.
+    pub fn with_cache(&self, cache: Arc<DiskCache>) -> Self {
+        Self { inner: Arc::clone(&self.inner), cache: Some(cache) }
     }
 
     async fn load(location: Location, table: Table, version: Option<u64>) -> Result<Self> {
@@ -105,7 +115,7 @@ impl Dataset {
             }
             let footers = Footers::default();
             let inner = Inner { location, table, snapshot, metadata, files, footers };
-            Ok(Self { inner: Arc::new(inner) })
+            Ok(Self { inner: Arc::new(inner), cache: None })
         })
         .await
     }
@@ -177,6 +187,10 @@ impl Dataset {
     /// Begins writing `shard` in the given layout.
     pub async fn shard_with(&self, shard: &str, options: ShardOptions) -> Result<ShardWriter> {
         ShardWriter::new(self.clone(), shard, options)
+    }
+
+    pub(crate) fn cache(&self) -> Option<&Arc<DiskCache>> {
+        self.cache.as_ref()
     }
 
     pub(crate) fn location(&self) -> &Location {

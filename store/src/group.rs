@@ -6,14 +6,12 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures::future::try_join_all;
-use parquet::basic::Encoding;
-use parquet::column::page::{Page, PageReader};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
-use parquet::file::serialized_reader::SerializedPageReader;
 
-use crate::buffers::Buffer;
+use crate::cache::DiskCache;
+use crate::column::{Column, Values};
 use crate::dataset::Dataset;
 use crate::error::{Result, StoreError};
 use crate::location::blocking;
@@ -22,16 +20,20 @@ use crate::table::DataFile;
 
 /// Bytes at a Parquet file's end: the footer's length and the magic.
 const TRAILER_BYTES: usize = 8;
-/// Bytes before each BYTE_ARRAY value: its length.
-const LENGTH_BYTES: usize = 4;
 
-/// One decoded row group: ids, labels and, for each payload column asked for, all rows' values in
-/// one contiguous buffer.
+/// One decoded row group: ids, labels and the payload columns asked for.
 #[derive(Debug)]
 pub(crate) struct RowGroup {
     pub ids: Vec<i64>,
     pub labels: Vec<i32>,
-    pub payloads: Vec<Buffer>,
+    pub payloads: Vec<Column>,
+}
+
+impl RowGroup {
+    /// Bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        12 * self.ids.len() + self.payloads.iter().map(Column::bytes).sum::<usize>()
+    }
 }
 
 /// Reads row group `group` of file `file`, with the payload columns named by index.
@@ -54,8 +56,15 @@ pub(crate) async fn footer(dataset: &Dataset, file: usize) -> Result<Arc<Parquet
         return Ok(footer);
     }
     let range = data_file.summary.footer_start()..data_file.size;
-    let tail = fetch_range(dataset, data_file, range, "the footer").await?;
-    if crc32fast::hash(&tail) != data_file.summary.footer_crc {
+    let ends = vec![range.end];
+    let fetched = fetch_range(dataset, data_file, range.clone(), ends, "the footer").await?;
+    let cached = matches!(fetched, Fetched::Cache(_));
+    let sound = match &fetched {
+        Fetched::Cache(_) => true,
+        Fetched::Storage(_, crcs) => crcs == &[data_file.summary.footer_crc],
+    };
+    let tail = fetched.bytes();
+    if !sound {
         return Err(StoreError::corrupt(&data_file.path, "the footer", "its checksum differs"));
     }
     let footer = parse_footer(&tail)
@@ -64,6 +73,9 @@ pub(crate) async fn footer(dataset: &Dataset, file: usize) -> Result<Arc<Parquet
     if !groups.eq(footer.row_groups().iter().map(|group| group.num_rows())) {
         let reason = "its row groups are not those of the commit";
         return Err(StoreError::corrupt(&data_file.path, "the footer", reason));
+    }
+    if !cached {
+        keep_range(dataset, data_file, range, tail).await;
     }
     let footer = Arc::new(footer);
     dataset.footers().insert(&data_file.path, &footer);
@@ -91,42 +103,71 @@ pub(crate) async fn fetch(
         std::iter::once(0).chain(payloads.iter().map(|payload| payload + 1)).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let ranges: Vec<_> =
-        wanted.iter().map(|&segment| data_file.summary.segment(group, segment)).collect();
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    for range in &ranges {
+    let mut runs: Vec<Run> = Vec::new();
+    for segment in wanted {
+        let range = data_file.summary.segment(group, segment);
         match runs.last_mut() {
-            Some(run) if run.end == range.start => run.end = range.end,
-            _ => runs.push(range.clone()),
+            Some(run) if run.range.end == range.start => {
+                run.range.end = range.end;
+                run.segments.push((segment, range.end));
+            }
+            _ => runs.push(Run { segments: vec![(segment, range.end)], range }),
         }
     }
+    let reads = runs.iter().map(|run| fetch_run(dataset, data_file, group, run, verify));
+    let parts = try_join_all(reads).await?;
+    let parts = runs.iter().map(|run| run.range.start).zip(parts).collect();
+    Ok(Segments { runs: parts, size: data_file.size })
+}
+
+/// Segments of a row group that follow each other in the file.
+struct Run {
+    range: Range<u64>,
+    /// Index and end of each.
+    segments: Vec<(usize, u64)>,
+}
+
+async fn fetch_run(
+    dataset: &Dataset,
+    file: &DataFile,
+    group: usize,
+    run: &Run,
+    verify: bool,
+) -> Result<Bytes> {
+    // What is kept in a cache must be right, asked to verify or not.
+    let ends = match verify || dataset.cache().is_some() {
+        true => run.segments.iter().map(|&(_, end)| end).collect(),
+        false => Vec::new(),
+    };
     let place = format!("row group {group}");
-    let reads = runs.iter().map(|run| fetch_range(dataset, data_file, run.clone(), &place));
-    let buffers = try_join_all(reads).await?;
-    let runs = runs.iter().map(|run| run.start).zip(buffers).collect();
-    let segments = Segments { runs, size: data_file.size };
-    if !verify {
-        return Ok(segments);
+    let fetched = fetch_range(dataset, file, run.range.clone(), ends, &place).await?;
+    let Fetched::Storage(bytes, crcs) = fetched else { return Ok(fetched.bytes()) };
+    let expected = &file.summary.row_groups[group].crcs;
+    let mut found = run.segments.iter().zip(&crcs);
+    if let Some(((segment, _), _)) = found.find(|((segment, _), crc)| expected[*segment] != **crc) {
+        let column = match segment {
+            0 => "columns id to view".to_string(),
+            segment => format!("column {}", payload_columns(dataset.metadata())[segment - 1].0),
+        };
+        let place = format!("row group {group}, {column}");
+        return Err(StoreError::corrupt(&file.path, place, "the checksum differs"));
     }
-    let crcs: Vec<_> =
-        wanted.iter().map(|&segment| data_file.summary.row_groups[group].crcs[segment]).collect();
-    let (segments, failed) = blocking(move || {
-        let failed = ranges.iter().zip(crcs).position(|(range, crc)| {
-            let bytes = segments.slice(range.start, (range.end - range.start) as usize);
-            bytes.is_none_or(|bytes| crc32fast::hash(&bytes) != crc)
-        });
-        (segments, failed)
-    })
-    .await;
-    match failed {
-        None => Ok(segments),
-        Some(index) => {
-            let column = match wanted[index] {
-                0 => "columns id to view".to_string(),
-                segment => format!("column {}", payload_columns(dataset.metadata())[segment - 1].0),
-            };
-            let place = format!("row group {group}, {column}");
-            Err(StoreError::corrupt(&data_file.path, place, "the checksum differs"))
+    keep_range(dataset, file, run.range.clone(), bytes.clone()).await;
+    Ok(bytes)
+}
+
+/// Bytes of a file, and where they were found.
+enum Fetched {
+    /// In the dataset's cache, which checked them.
+    Cache(Bytes),
+    /// In storage, with the checksums asked for.
+    Storage(Bytes, Vec<u32>),
+}
+
+impl Fetched {
+    fn bytes(self) -> Bytes {
+        match self {
+            Self::Cache(bytes) | Self::Storage(bytes, _) => bytes,
         }
     }
 }
@@ -135,19 +176,34 @@ async fn fetch_range(
     dataset: &Dataset,
     file: &DataFile,
     range: Range<u64>,
+    ends: Vec<u64>,
     place: &str,
-) -> Result<Bytes> {
+) -> Result<Fetched> {
     let wanted = range.end.saturating_sub(range.start);
-    let bytes = dataset
+    if let Some(cache) = dataset.cache() {
+        let (cache, name) = (Arc::clone(cache), DiskCache::name(dataset.uri(), &file.path, &range));
+        if let Some(bytes) = blocking(move || cache.get(&name, wanted as usize)).await {
+            return Ok(Fetched::Cache(bytes));
+        }
+    }
+    let (bytes, crcs) = dataset
         .location()
-        .read(&file.path, range)
+        .read(&file.path, range, ends)
         .await
         .map_err(|error| StoreError::storage("reading", &file.path, error))?;
     if bytes.len() as u64 != wanted {
         let reason = format!("{} bytes, expected {wanted}: the file is truncated", bytes.len());
         return Err(StoreError::corrupt(&file.path, place, reason));
     }
-    Ok(bytes)
+    Ok(Fetched::Storage(bytes, crcs))
+}
+
+/// Keeps what was fetched and checked in the dataset's cache, if it has one.
+async fn keep_range(dataset: &Dataset, file: &DataFile, range: Range<u64>, bytes: Bytes) {
+    if let Some(cache) = dataset.cache() {
+        let (cache, name) = (Arc::clone(cache), DiskCache::name(dataset.uri(), &file.path, &range));
+        blocking(move || cache.put(&name, &bytes)).await;
+    }
 }
 
 /// Parts of a file, readable at their offsets in the file.
@@ -202,89 +258,23 @@ fn decode(
 ) -> Result<RowGroup> {
     let metadata = dataset.metadata();
     let rows = footer.row_group(group).num_rows() as usize;
-    let read = |column: usize, value_bytes: usize, prefixed: bool| {
+    let read = |column: usize, values: Values| {
         let chunk = footer.row_group(group).column(column);
-        let reader = SegmentsRef(segments);
-        SerializedPageReader::new(Arc::new(reader), chunk, rows, None)
-            .map_err(|error| error.to_string())
-            .and_then(|pages| read_plain(pages, rows, value_bytes, prefixed))
-            .map_err(|reason| {
-                let place = format!("row group {group}, column {}", chunk.column_path());
-                StoreError::corrupt(&dataset.files()[file].path, place, reason)
-            })
-    };
-    let ids = read(ID_COLUMN, 8, false)?;
-    let labels = read(LABEL_COLUMN, 4, false)?;
-    let columns = payload_columns(metadata);
-    let payloads = payloads
-        .iter()
-        .map(|&index| {
-            read(HEAD_COLUMNS.len() + index, columns[index].1.bytes(metadata.dtype), true)
+        Column::read(segments, chunk, rows, values).map_err(|reason| {
+            let place = format!("row group {group}, column {}", chunk.column_path());
+            StoreError::corrupt(&dataset.files()[file].path, place, reason)
         })
-        .collect::<Result<_>>()?;
+    };
+    let ids = read(ID_COLUMN, Values { bytes: 8, prefixed: false })?;
+    let labels = read(LABEL_COLUMN, Values { bytes: 4, prefixed: false })?;
+    let columns = payload_columns(metadata);
+    let payload = |&index: &usize| {
+        let bytes = columns[index].1.bytes(metadata.dtype);
+        read(HEAD_COLUMNS.len() + index, Values { bytes, prefixed: true })
+    };
     Ok(RowGroup {
-        ids: ids.chunks_exact(8).map(|mut value| value.get_i64_le()).collect(),
-        labels: labels.chunks_exact(4).map(|mut value| value.get_i32_le()).collect(),
-        payloads,
+        ids: ids.iter().map(|mut value| value.get_i64_le()).collect(),
+        labels: labels.iter().map(|mut value| value.get_i32_le()).collect(),
+        payloads: payloads.iter().map(payload).collect::<Result<_>>()?,
     })
-}
-
-/// A borrowed [`Segments`] that page readers can share.
-struct SegmentsRef<'a>(&'a Segments);
-
-impl Length for SegmentsRef<'_> {
-    fn len(&self) -> u64 {
-        self.0.size
-    }
-}
-
-impl ChunkReader for SegmentsRef<'_> {
-    type T = Cursor<Bytes>;
-
-    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
-        self.0.get_read(start)
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
-        self.0.get_bytes(start, length)
-    }
-}
-
-/// Copies the values of a required PLAIN column, each `value_bytes` long, into one buffer;
-/// `prefixed` values (BYTE_ARRAY) carry their length before them.
-fn read_plain(
-    mut pages: impl PageReader,
-    rows: usize,
-    value_bytes: usize,
-    prefixed: bool,
-) -> std::result::Result<Buffer, String> {
-    let total = rows.checked_mul(value_bytes).ok_or("the row count overflows")?;
-    let mut values = Buffer::take(total);
-    let mut slots = values.chunks_exact_mut(value_bytes);
-    let prefix = if prefixed { LENGTH_BYTES } else { 0 };
-    while let Some(page) = pages.get_next_page().map_err(|error| error.to_string())? {
-        let (page, encoding) = match page {
-            Page::DataPage { buf, encoding, .. } | Page::DataPageV2 { buf, encoding, .. } => {
-                (buf, encoding)
-            }
-            Page::DictionaryPage { .. } => return Err("it has a dictionary".to_string()),
-        };
-        if encoding != Encoding::PLAIN {
-            return Err(format!("its encoding is {encoding}, expected PLAIN"));
-        }
-        for value in page.chunks(prefix + value_bytes) {
-            let (length, value) = value.split_at(prefix.min(value.len()));
-            let whole = value.len() == value_bytes
-                && (!prefixed || length == (value_bytes as u32).to_le_bytes());
-            let slot = slots.next().ok_or_else(|| format!("more than {rows} values"))?;
-            if !whole {
-                return Err(format!("a value does not have {value_bytes} bytes"));
-            }
-            slot.copy_from_slice(value);
-        }
-    }
-    match slots.len() {
-        0 => Ok(values),
-        missing => Err(format!("{missing} of {rows} values are missing")),
-    }
 }

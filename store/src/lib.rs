@@ -38,6 +38,8 @@
 
 mod beside;
 mod buffers;
+mod cache;
+mod column;
 mod dataset;
 mod error;
 mod group;
@@ -57,6 +59,8 @@ mod verify;
 mod worker;
 mod writer;
 
+pub use buffers::Buffer;
+pub use cache::DiskCache;
 pub use dataset::Dataset;
 pub use error::{Result, StoreError};
 pub use loader::{Batch, Batches, LevelBatch, Loader, LoaderConfig, LoaderState};

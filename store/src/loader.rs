@@ -1,6 +1,6 @@
 //! The training loader: shuffled batches, endless epochs, exact resume on any number of ranks.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use async_stream::try_stream;
@@ -8,13 +8,15 @@ use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::buffers::Buffer;
 use crate::dataset::Dataset;
 use crate::error::{Result, StoreError};
 use crate::group::{RowGroup, read_group};
 use crate::location::{AbortOnDrop, runtime};
 use crate::metadata::{Dtype, LevelSpec};
 use crate::order::RowRef;
-use crate::planner::{Planner, Step};
+use crate::planner::{Part, Planner, Step};
+use crate::shard::validate_name;
 
 /// What a loader reads and how it mixes.
 #[derive(Debug, Clone)]
@@ -39,10 +41,16 @@ pub struct LoaderConfig {
     pub epochs: Option<u64>,
     /// Whether each epoch starts from the newest version of the dataset.
     pub follow: bool,
+    /// Name under which several ranks that follow agree on each epoch's version: the same on all
+    /// of them, and used by no other run on the dataset.
+    pub run: Option<String>,
     /// Whether to check every segment read against its checksum.
     pub verify: bool,
     /// Row groups read and decoded at the same time.
     pub reads_max: usize,
+    /// Bytes of decoded row groups kept from one epoch to the next, at most. The first ones read
+    /// stay: each is read once an epoch, so none is worth more than another.
+    pub memory_cache_bytes_max: usize,
     /// Batches made ready ahead of a blocking consumer ([`Loader::batches`]).
     pub prefetch_batches: usize,
 }
@@ -60,8 +68,10 @@ impl Default for LoaderConfig {
             shuffle: true,
             epochs: None,
             follow: false,
+            run: None,
             verify: true,
             reads_max: 4,
+            memory_cache_bytes_max: 0,
             prefetch_batches: 4,
         }
     }
@@ -87,7 +97,7 @@ pub struct LevelBatch {
     /// Number format.
     pub dtype: Dtype,
     /// N x C x H x W values, contiguous and little-endian.
-    pub data: Vec<u8>,
+    pub data: Buffer,
 }
 
 /// Samples of one step on one rank.
@@ -113,7 +123,8 @@ pub struct Batch {
 /// a batch may hold the end of one and the beginning of the next, and nothing is dropped.
 ///
 /// Within a step, samples are dealt to ranks by row group, so that each of several ranks reads
-/// few row groups of a window. Memory: at most two windows of the levels read.
+/// few row groups of a window. Memory: at most two windows of the levels read, and what
+/// [`LoaderConfig::memory_cache_bytes_max`] allows.
 pub struct Loader {
     dataset: Dataset,
     config: LoaderConfig,
@@ -142,10 +153,10 @@ impl Loader {
         if config.rank >= config.world {
             return refuse(format!("rank {} of {} ranks", config.rank, config.world));
         }
-        if config.follow && config.world > 1 {
-            return refuse(
-                "follow needs one rank: several must agree on a version between epochs".to_string(),
-            );
+        if let Some(run) = &config.run {
+            validate_name(run).map_err(StoreError::Config)?;
+        } else if config.follow && config.world > 1 {
+            return refuse("several ranks that follow need the name of their run".to_string());
         }
         Ok(Self { dataset: dataset.clone(), config, state, levels })
     }
@@ -212,11 +223,15 @@ struct Groups {
     verify: bool,
     permits: Arc<Semaphore>,
     held: BTreeMap<GroupKey, Held>,
+    /// Row groups kept for later epochs, by file and index in it.
+    kept: HashMap<(String, usize), Arc<RowGroup>>,
+    /// Bytes that may still be kept.
+    keep_bytes: usize,
 }
 
 enum Held {
     Reading(AbortOnDrop<Result<RowGroup>>),
-    Read(RowGroup),
+    Read(Arc<RowGroup>),
 }
 
 impl Groups {
@@ -228,6 +243,8 @@ impl Groups {
             verify: loader.config.verify,
             permits: Arc::new(Semaphore::new(loader.config.reads_max)),
             held: BTreeMap::new(),
+            kept: HashMap::new(),
+            keep_bytes: loader.config.memory_cache_bytes_max,
         }
     }
 
@@ -237,6 +254,12 @@ impl Groups {
             for &(group, _) in &part.rows {
                 self.held.entry((part.epoch, group)).or_insert_with(|| {
                     let at = part.order.groups[group as usize];
+                    if !self.kept.is_empty() {
+                        let path = part.dataset.files()[at.file].path.clone();
+                        if let Some(kept) = self.kept.get(&(path, at.group)) {
+                            return Held::Read(Arc::clone(kept));
+                        }
+                    }
                     let (dataset, payloads) = (part.dataset.clone(), Arc::clone(&self.payloads));
                     let (permits, verify) = (Arc::clone(&self.permits), self.verify);
                     Held::Reading(AbortOnDrop(runtime().spawn(async move {
@@ -258,15 +281,17 @@ impl Groups {
         let mut ids = Vec::with_capacity(rows);
         let mut labels = Vec::with_capacity(rows);
         let mut payloads: Vec<LevelBatch> = self.buffers(step, rows);
+        let sizes: Vec<_> = payloads.iter().map(|level| level.spec.bytes(level.dtype)).collect();
         for part in &step.parts {
             for &row in &part.rows {
-                let (group, row) = self.row(part.epoch, row).await?;
+                let (group, row) = self.row(part, row).await?;
+                let to = ids.len();
+                for ((level, size), column) in payloads.iter_mut().zip(&sizes).zip(&group.payloads)
+                {
+                    level.data[to * size..(to + 1) * size].copy_from_slice(column.value(row));
+                }
                 ids.push(group.ids[row]);
                 labels.push(group.labels[row]);
-                for (buffer, values) in payloads.iter_mut().zip(&group.payloads) {
-                    let bytes = buffer.spec.bytes(buffer.dtype);
-                    buffer.data.extend_from_slice(&values[row * bytes..(row + 1) * bytes]);
-                }
             }
         }
         let logvar = payloads.split_off(self.levels).pop();
@@ -279,15 +304,23 @@ impl Groups {
         let specs: Vec<_> = metadata.levels.iter().copied().chain(metadata.logvar()).collect();
         let buffer = |&payload: &usize| {
             let spec = specs[payload];
-            LevelBatch { spec, dtype, data: Vec::with_capacity(rows * spec.bytes(dtype)) }
+            LevelBatch { spec, dtype, data: Buffer::take(rows * spec.bytes(dtype)) }
         };
         self.payloads.iter().map(buffer).collect()
     }
 
-    async fn row(&mut self, epoch: u64, row: RowRef) -> Result<(&RowGroup, usize)> {
-        let held = self.held.get_mut(&(epoch, row.0)).expect("every planned row was requested");
+    async fn row(&mut self, part: &Part, row: RowRef) -> Result<(&RowGroup, usize)> {
+        let held =
+            self.held.get_mut(&(part.epoch, row.0)).expect("every planned row was requested");
         if let Held::Reading(task) = held {
-            let group = std::pin::Pin::new(task).await?;
+            let group = Arc::new(std::pin::Pin::new(task).await?);
+            let at = part.order.groups[row.0 as usize];
+            let key = (part.dataset.files()[at.file].path.clone(), at.group);
+            let bytes = group.bytes();
+            if bytes <= self.keep_bytes && !self.kept.contains_key(&key) {
+                self.kept.insert(key, Arc::clone(&group));
+                self.keep_bytes -= bytes;
+            }
             *held = Held::Read(group);
         }
         match held {

@@ -18,6 +18,9 @@ const IO_THREADS: usize = 2;
 /// Threads that decode row groups or replay the log at the same time, at most.
 const BLOCKING_THREADS_MAX: usize = 64;
 
+/// Bytes of a local file read and summed at a time: they fit a core's own cache.
+const CHECKED_BYTES: usize = 128 << 10;
+
 /// All storage I/O of the process runs here, so that datasets work from synchronous callers and
 /// from any flavour of runtime, and connections outlive the caller's runtime.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
@@ -100,7 +103,8 @@ impl Location {
         Ok(Self { url, root, store })
     }
 
-    /// Reads `range` of a file named relative to the table's root; fewer bytes where it ends early.
+    /// Reads `range` of a file named relative to the table's root, and the CRC-32 of each piece
+    /// of it that ends at one of `ends`; fewer bytes where the file ends early.
     ///
     /// Local files are read without the object store, whose reads allocate and clear new memory
     /// every time.
@@ -108,18 +112,27 @@ impl Location {
         &self,
         relative: &str,
         range: Range<u64>,
-    ) -> std::result::Result<Bytes, object_store::Error> {
+        ends: Vec<u64>,
+    ) -> std::result::Result<(Bytes, Vec<u32>), object_store::Error> {
         let path = self.path(relative);
         let Ok(root) = self.url.to_file_path() else {
             let store = Arc::clone(&self.store);
-            return on_runtime(async move { store.get_range(&path, range).await }).await;
+            let start = range.start;
+            let bytes = on_runtime(async move { store.get_range(&path, range).await }).await?;
+            return Ok(blocking(move || {
+                let crcs = checksums(&bytes, start, &ends);
+                (bytes, crcs)
+            })
+            .await);
         };
         let file = root.join(relative);
-        blocking(move || read_local(&file, range)).await.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                object_store::Error::NotFound { path: path.to_string(), source: error.into() }
+        blocking(move || read_local(&file, range, &ends)).await.map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::NotFound => {
+                    object_store::Error::NotFound { path: path.to_string(), source: error.into() }
+                }
+                _ => object_store::Error::Generic { store: "local file", source: error.into() },
             }
-            _ => object_store::Error::Generic { store: "local file", source: error.into() },
         })
     }
 
@@ -129,15 +142,52 @@ impl Location {
     }
 }
 
-fn read_local(file: &std::path::Path, range: Range<u64>) -> io::Result<Bytes> {
+fn read_local(
+    file: &std::path::Path,
+    range: Range<u64>,
+    ends: &[u64],
+) -> io::Result<(Bytes, Vec<u32>)> {
     let mut file = File::open(file)?;
     let wanted = range.end.saturating_sub(range.start);
     let present = file.metadata()?.len().saturating_sub(range.start).min(wanted);
     file.seek(SeekFrom::Start(range.start))?;
     let length = usize::try_from(present).map_err(io::Error::other)?;
     let mut buffer = Buffer::take(length);
-    file.read_exact(&mut buffer)?;
-    Ok(Bytes::from_owner(buffer))
+    if ends.is_empty() {
+        file.read_exact(&mut buffer)?;
+        return Ok((Bytes::from_owner(buffer), Vec::new()));
+    }
+    let mut crcs = Vec::with_capacity(ends.len());
+    let mut filled = 0;
+    for piece_end in piece_ends(range.start, ends, length) {
+        // Bytes are summed while the core's cache still holds them.
+        let mut crc = crc32fast::Hasher::new();
+        while filled < piece_end {
+            let end = piece_end.min(filled + CHECKED_BYTES);
+            file.read_exact(&mut buffer[filled..end])?;
+            crc.update(&buffer[filled..end]);
+            filled = end;
+        }
+        crcs.push(crc.finalize());
+    }
+    file.read_exact(&mut buffer[filled..])?;
+    Ok((Bytes::from_owner(buffer), crcs))
+}
+
+/// The CRC-32 of each piece of `bytes`, which begin at offset `start` of their file.
+fn checksums(bytes: &[u8], start: u64, ends: &[u64]) -> Vec<u32> {
+    let mut from = 0;
+    let piece = |to: usize| {
+        let crc = crc32fast::hash(&bytes[from..to]);
+        from = to;
+        crc
+    };
+    piece_ends(start, ends, bytes.len()).map(piece).collect()
+}
+
+/// Offsets in a file, which go up, as indices into `length` bytes that begin at `start`.
+fn piece_ends(start: u64, ends: &[u64], length: usize) -> impl Iterator<Item = usize> {
+    ends.iter().map(move |end| (end.saturating_sub(start) as usize).min(length))
 }
 
 fn parse(uri: &str) -> std::result::Result<Url, String> {

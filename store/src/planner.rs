@@ -49,7 +49,9 @@ impl Planner {
         state: LoaderState,
     ) -> Result<Self> {
         let dataset = match state.version {
-            _ if config.follow && state.position == 0 => dataset.refresh().await?,
+            _ if config.follow && state.position == 0 => {
+                newest(dataset, config, state.epoch).await?
+            }
             Some(version) => dataset.at_version(version).await?,
             None => dataset.clone(),
         };
@@ -132,14 +134,30 @@ impl Planner {
         if self.config.epochs.is_some_and(|epochs| self.state.epoch + 1 >= epochs) {
             return Ok(false);
         }
-        if self.config.follow {
-            self.dataset = self.dataset.refresh().await?;
-        }
         let epoch = self.state.epoch + 1;
+        if self.config.follow {
+            self.dataset = newest(&self.dataset, &self.config, epoch).await?;
+        }
         self.order = epoch_order(&self.dataset, &self.config, epoch)?;
         self.window = None;
         self.state = LoaderState { epoch, position: 0, version: Some(self.dataset.version()) };
         Ok(true)
+    }
+}
+
+/// The dataset as it is now; among ranks, as it was when the first of them came to `epoch`.
+///
+/// That one leaves the version in a small file beside the table, which no later rank can replace.
+async fn newest(dataset: &Dataset, config: &LoaderConfig, epoch: u64) -> Result<Dataset> {
+    let found = dataset.refresh().await?;
+    let Some(run) = &config.run else { return Ok(found) };
+    let name = format!("runs/{run}/epoch-{epoch}");
+    found.create_beside(&name, found.version().to_string()).await?;
+    let agreed = found.read_beside(&name).await?.unwrap_or_default();
+    let version = std::str::from_utf8(&agreed).ok().and_then(|text| text.parse().ok());
+    match version {
+        Some(version) => found.at_version(version).await,
+        None => Err(StoreError::Config(format!("'_lapflow/{name}' does not hold a version"))),
     }
 }
 

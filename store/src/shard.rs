@@ -93,7 +93,7 @@ impl ShardSummary {
     }
 }
 
-/// Checks that `name` may name files and transactions.
+/// Checks that `name` may name files, transactions and runs.
 pub(crate) fn validate_name(name: &str) -> Result<(), String> {
     let fits = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
     if name.is_empty()
@@ -102,7 +102,7 @@ pub(crate) fn validate_name(name: &str) -> Result<(), String> {
         || !name.chars().all(fits)
     {
         return Err(format!(
-            "shard name '{name}' is not 1 to {NAME_CHARACTERS_MAX} letters, digits, '-', '_', '.'"
+            "name '{name}' is not 1 to {NAME_CHARACTERS_MAX} letters, digits, '-', '_', '.'"
         ));
     }
     Ok(())

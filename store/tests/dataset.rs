@@ -157,5 +157,5 @@ async fn creating_twice_and_opening_nothing_say_so() {
     let error = Dataset::open(nowhere.to_str().unwrap()).await.unwrap_err();
     assert!(matches!(error, StoreError::Missing { .. }), "{error}");
     let error = dataset.shard("../x").await.err().unwrap().to_string();
-    assert_eq!(error, "shard name '../x' is not 1 to 64 letters, digits, '-', '_', '.'");
+    assert_eq!(error, "name '../x' is not 1 to 64 letters, digits, '-', '_', '.'");
 }

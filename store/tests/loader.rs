@@ -140,6 +140,45 @@ async fn new_shards_join_at_the_next_epoch() {
 }
 
 #[tokio::test]
+async fn ranks_that_follow_agree_on_every_epochs_version() {
+    let (_folder, dataset) = dataset(2, 30).await;
+    let world = 3;
+    let config = |rank| {
+        let run = Some("nightly".to_string());
+        LoaderConfig { follow: true, run, rank, world, window_rows: 10, ..config(5) }
+    };
+    let mut streams: Vec<_> = (0..world)
+        .map(|rank| Loader::new(&dataset, config(rank), LoaderState::default()).unwrap())
+        .map(|loader| Box::pin(loader.stream()))
+        .collect();
+    let mut all = Vec::new();
+    let mut versions = HashSet::new();
+    for step in 0..16 {
+        let (mut states, mut ids) = (HashSet::new(), Vec::new());
+        for (rank, stream) in streams.iter_mut().enumerate() {
+            // Shards join between two ranks' looks at the table.
+            if rank == 1 && step < 3 {
+                let first = 60 + step * 30;
+                write_shard(&dataset, &format!("late{step}"), first..first + 30).await.unwrap();
+            }
+            let batch = stream.next().await.unwrap().unwrap();
+            states.insert(serde_json::to_string(&batch.state).unwrap());
+            versions.insert((batch.state.epoch, batch.state.version));
+            ids.extend(batch.ids);
+        }
+        assert_eq!(states.len(), 1, "step {step}: {states:?}");
+        all.extend(ids);
+    }
+    assert_eq!(all[..60].iter().collect::<HashSet<_>>().len(), 60, "the first epoch");
+    assert!(all[60..].iter().any(|&id| id >= 60), "later shards joined");
+    let epochs: HashSet<_> = versions.iter().map(|(epoch, _)| epoch).collect();
+    assert_eq!(epochs.len(), versions.len(), "one version an epoch: {versions:?}");
+    let alone = LoaderConfig { run: None, ..config(0) };
+    let error = Loader::new(&dataset, alone, LoaderState::default()).err().unwrap().to_string();
+    assert_eq!(error, "several ranks that follow need the name of their run");
+}
+
+#[tokio::test]
 async fn only_the_levels_asked_for_come() {
     let (_folder, dataset) = dataset(1, 40).await;
     let config = LoaderConfig { levels: Some(vec![1]), epochs: Some(1), ..config(40) };
@@ -148,7 +187,7 @@ async fn only_the_levels_asked_for_come() {
     assert_eq!(read[0].levels[0].spec, dataset.metadata().levels[1]);
     let expected: Vec<u8> =
         read[0].ids.iter().flat_map(|&id| row(dataset.metadata(), id).levels[1].clone()).collect();
-    assert_eq!(read[0].levels[0].data, expected);
+    assert_eq!(read[0].levels[0].data[..], expected);
 }
 
 #[tokio::test]
@@ -168,6 +207,58 @@ async fn the_bytes_of_other_levels_are_not_read() {
     assert!(Box::pin(whole.stream()).next().await.unwrap().is_err());
     let (all, one) = (dataset.bytes_of(&[0, 1]), dataset.bytes_of(&[1]));
     assert!(one < all && all < dataset.bytes(), "{one} of {all} bytes");
+}
+
+#[tokio::test]
+async fn every_codec_and_page_layout_reads_the_same() {
+    let mut reads = Vec::new();
+    for compression in [Compression::Zstd(1), Compression::Zstd(9), Compression::None] {
+        let folder = tempfile::tempdir().unwrap();
+        let metadata = metadata(Dtype::F32, Posterior::Moments);
+        let uri = folder.path().to_str().unwrap();
+        let dataset = Dataset::create(uri, &metadata).await.unwrap();
+        // 3000 rows of 192 bytes: several pages of 128 KiB in a row group.
+        let options = ShardOptions { compression, ..ShardOptions::default() };
+        let mut writer = dataset.shard_with("a", options).await.unwrap();
+        for id in 0..3000 {
+            writer.push(row(&metadata, id)).await.unwrap();
+        }
+        writer.commit().await.unwrap();
+        let dataset = dataset.refresh().await.unwrap();
+        let config = LoaderConfig { epochs: Some(1), logvar: true, ..config(500) };
+        let read = batches(&dataset, config, LoaderState::default()).await;
+        for batch in &read {
+            for (index, &id) in batch.ids.iter().enumerate() {
+                let expected = row(&metadata, id);
+                let logvar = batch.logvar.as_ref().unwrap();
+                let size = logvar.data.len() / batch.ids.len();
+                let found = &logvar.data[index * size..(index + 1) * size];
+                assert_eq!(found, expected.logvar.as_ref().unwrap());
+            }
+        }
+        reads.push(read);
+    }
+    assert!(reads[0] == reads[1] && reads[1] == reads[2]);
+}
+
+#[tokio::test]
+async fn row_groups_kept_in_memory_are_not_read_again() {
+    let (folder, dataset) = dataset(4, 50).await;
+    let kept = LoaderConfig { memory_cache_bytes_max: 1 << 20, epochs: Some(3), ..config(40) };
+    let plain = LoaderConfig { memory_cache_bytes_max: 0, ..kept.clone() };
+    let expected = batches(&dataset, plain, LoaderState::default()).await;
+    let loader = Loader::new(&dataset, kept, LoaderState::default()).unwrap();
+    let mut stream = Box::pin(loader.stream());
+    let mut read = Vec::new();
+    for _ in 0..10 {
+        read.push(stream.next().await.unwrap().unwrap());
+    }
+    // Two epochs are through, so all of it is in memory: its files may go.
+    std::fs::remove_dir_all(folder.path().join("set/data")).unwrap();
+    while let Some(batch) = stream.next().await {
+        read.push(batch.unwrap());
+    }
+    assert_eq!(read, expected);
 }
 
 #[tokio::test]

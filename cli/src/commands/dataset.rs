@@ -7,6 +7,7 @@ use super::Context;
 use anyhow::{Result, bail};
 use lapflow_store::{Dataset, LevelSpec};
 use serde_json::json;
+use std::time::Duration;
 
 /// Arguments of `lapflow dataset`.
 #[derive(clap::Args)]
@@ -27,6 +28,14 @@ enum Action {
         /// Path or s3://, gs://, az:// address
         uri: String,
     },
+    /// Remove files that belong to no shard and are older than a stated age
+    Vacuum {
+        /// Path or s3://, gs://, az:// address
+        uri: String,
+        /// Age in hours by the storage's own clock; longer than any writer takes for a shard
+        #[arg(long, default_value_t = 168)]
+        older_than_hours: u64,
+    },
     /// Write a contact sheet: decoded where weights are given, else the levels as pictures
     Preview(preview::Args),
     /// Write the latents in another project's layout
@@ -40,6 +49,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     match &args.action {
         Action::Info { uri } => info(uri, context),
         Action::Verify { uri } => verify(uri, context),
+        Action::Vacuum { uri, older_than_hours } => vacuum(uri, *older_than_hours, context),
         Action::Preview(args) => preview::run(args, context),
         Action::Export(args) => layouts::export(args, context),
         Action::Import(args) => layouts::import(args, context),
@@ -104,4 +114,17 @@ fn verify(uri: &str, context: &Context) -> Result<()> {
         0 => Ok(()),
         count => bail!("dataset '{uri}' has {count} problems"),
     }
+}
+
+fn vacuum(uri: &str, hours: u64, context: &Context) -> Result<()> {
+    let age = Duration::from_secs(hours.saturating_mul(3600));
+    let removed =
+        context.runtime.block_on(async { Dataset::open(uri).await?.vacuum(age).await })?;
+    if context.json {
+        println!("{}", json!({ "removed": removed }));
+    } else {
+        removed.iter().for_each(|file| println!("removed '{file}'"));
+        println!("{} files removed", removed.len());
+    }
+    Ok(())
 }

@@ -44,6 +44,7 @@ impl Draft {
     ) -> Result<Self> {
         encode.validate()?;
         ingest.validate()?;
+        let preprocessing = preprocessing(ingest, encode, &autoencoder);
         let encoder = Encoder::new(autoencoder, device, encode, ingest.size as usize)?;
         // The limit holds for the whole job, which a stream of one shard does not see.
         let listed = IngestConfig { skip_fraction_max: 1.0, ..ingest.clone() };
@@ -52,7 +53,7 @@ impl Draft {
         let plan = Plan::new(source.entries(), views, encode.shard_rows, encode.shuffle_seed);
         let metadata = Metadata {
             autoencoder: encoder.identity(),
-            preprocessing: preprocessing(ingest, encode),
+            preprocessing,
             classes: source.classes().to_vec(),
             ..Metadata::new(encoder.levels().to_vec(), encode.dtype, encode.posterior)
         };
@@ -215,7 +216,7 @@ async fn create_plan(dataset: &Dataset, plan: &Plan) -> Result<Plan> {
 }
 
 /// All that decides the stored values, beside the autoencoder.
-fn preprocessing(ingest: &IngestConfig, encode: &EncodeConfig) -> Value {
+fn preprocessing(ingest: &IngestConfig, encode: &EncodeConfig, autoencoder: &Autoencoder) -> Value {
     let mut value = json!({
         "size": ingest.size,
         "crop": ingest.crop,
@@ -229,6 +230,10 @@ fn preprocessing(ingest: &IngestConfig, encode: &EncodeConfig) -> Value {
     }
     if encode.posterior == Posterior::Sample {
         value["posterior_seed"] = json!(encode.posterior_seed);
+    }
+    let side = ingest.size as usize / autoencoder.identity().factor;
+    if let Some(tiling) = autoencoder.tiling().filter(|tiling| tiling.cuts(side, side)) {
+        value["tiling"] = json!(tiling);
     }
     value
 }

@@ -1,7 +1,8 @@
 //! Times an autoencoder on request: `autoencoder_speed WEIGHTS SIZE BATCH`.
 //!
 //! Reads lines `encode` and `decode` from standard input and answers each with the seconds taken
-//! and the peak resident memory in MiB, so that a driver can alternate between this and its peers.
+//! and the peak resident memory of that run in MiB, so that a driver can alternate between this
+//! and its peers. The first line it writes is the resident memory before it loads the weights.
 
 use candle_core::{DType, Device, Tensor};
 use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, WeightsSource};
@@ -13,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [_, weights, size, batch] = &args[..] else {
         return Err("usage: autoencoder_speed WEIGHTS SIZE BATCH".into());
     };
+    println!("{}", memory_mib("VmRSS:"));
     let weights = WeightsSource::File(weights.into());
     let config = AutoencoderConfig { weights, ..Default::default() };
     let autoencoder = Autoencoder::open(&config, &Device::Cpu)?;
@@ -22,21 +24,27 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let images = Tensor::rand(-1f32, 1f32, (batch, 3, size, size), &Device::Cpu)?;
     let latents = Tensor::zeros((batch, identity.channels, side, side), DType::F32, &Device::Cpu)?;
     for line in std::io::stdin().lock().lines() {
+        forget_peak();
         let started = Instant::now();
         match line?.as_str() {
             "encode" => drop(autoencoder.encode(&images)?),
             "decode" => drop(autoencoder.decode(&latents)?),
             other => return Err(format!("neither encode nor decode: {other}").into()),
         }
-        println!("{:.4} {}", started.elapsed().as_secs_f64(), peak_mib());
+        println!("{:.4} {}", started.elapsed().as_secs_f64(), memory_mib("VmHWM:"));
     }
     Ok(())
 }
 
-/// The peak resident memory of this process; 0 where the system does not tell.
-fn peak_mib() -> u64 {
+/// Lets the peak begin anew, where the system can: Linux.
+fn forget_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// A figure of this process; 0 where the system does not tell.
+fn memory_mib(figure: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let line = status.lines().find(|line| line.starts_with(figure));
     let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     kib.unwrap_or(0) / 1024
 }

@@ -22,12 +22,21 @@ fn save(folder: &Path, name: &str, weights: &BTreeMap<String, Tensor>) -> Autoen
 }
 
 fn images() -> Tensor {
-    Tensor::from_vec(uniform("images", 3 * 3 * 16 * 24), (3, 3, 16, 24), &Device::Cpu).unwrap()
+    images_of(16, 24)
+}
+
+fn images_of(height: usize, width: usize) -> Tensor {
+    let values = uniform("images", 3 * 3 * height * width);
+    Tensor::from_vec(values, (3, 3, height, width), &Device::Cpu).unwrap()
 }
 
 #[test]
 fn agrees_with_diffusers_under_both_namings() {
-    for (name, channels, factor, scale) in [("f4", 4, 4, 0.18215), ("f8", 16, 8, 1.5305)] {
+    for (name, channels, factor, scale, images) in [
+        ("f4", 4, 4, 0.18215, images()),
+        ("f8", 16, 8, 1.5305, images()),
+        ("f16", 32, 16, 0.18215, images_of(32, 16)),
+    ] {
         for naming in ["diffusers", "ldm"] {
             let dir = tempfile::tempdir().unwrap();
             let (golden, weights) = golden(&format!("autoencoder_kl_{name}_{naming}.safetensors"));
@@ -38,7 +47,7 @@ fn agrees_with_diffusers_under_both_namings() {
             assert_eq!((identity.channels, identity.factor), (channels, factor));
             assert_eq!(identity.scale, scale);
 
-            let posterior = autoencoder.encode(&images()).unwrap();
+            let posterior = autoencoder.encode(&images).unwrap();
             let decoded = autoencoder.decode(&golden["mean"]).unwrap();
             let errors = [
                 relative_error(&posterior.mean, &golden["mean"]),

@@ -57,3 +57,36 @@ fn small_images_are_not_cut() {
     assert_eq!(posterior.logvar.unwrap().dims(), [1, 4, 16, 48]);
     assert_eq!(autoencoder.decode_tiled(&posterior.mean, &tiling).unwrap().dims(), wide.dims());
 }
+
+/// The tiling of the config is what encoding and decoding do, and an explicit one equals it.
+#[test]
+fn the_config_decides_what_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    let weights = golden("autoencoder_taesd.safetensors").1;
+    Weights::write(&path, &weights, &Default::default()).unwrap();
+    let open = |tiling| {
+        let weights = WeightsSource::File(path.clone());
+        let config = AutoencoderConfig { weights, tiling, ..Default::default() };
+        Autoencoder::open(&config, &Device::Cpu).unwrap()
+    };
+    let tiling = Tiling { tile: 8, margin: 2 };
+    let (whole, cut) = (open(None), open(Some(tiling)));
+    assert_eq!(
+        whole.identity(),
+        cut.identity(),
+        "how images are cut is not whose latents they are"
+    );
+    let images = noise([1, 3, 64, 192]);
+    let latents = cut.encode(&images).unwrap().mean;
+    let explicit = whole.encode_tiled(&images, &tiling).unwrap().mean;
+    assert_eq!(relative_error(&latents, &explicit), 0.0);
+    assert!(relative_error(&latents, &whole.encode(&images).unwrap().mean) > 1e-5, "was not cut");
+    let decoded = cut.decode(&latents).unwrap();
+    let explicit = whole.decode_tiled(&latents, &tiling).unwrap();
+    assert_eq!(relative_error(&decoded, &explicit), 0.0);
+    assert!(relative_error(&decoded, &whole.decode(&latents).unwrap()) > 1e-5, "was not cut");
+    let odd = noise([1, 3, 64, 190]);
+    let error = cut.encode(&odd).unwrap_err().to_string();
+    assert!(error.contains("divisible by 8"), "{error}");
+}

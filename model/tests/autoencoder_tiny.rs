@@ -16,7 +16,7 @@ fn open(weights: WeightsSource) -> Autoencoder {
 #[test]
 fn agrees_with_pytorch() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, channels) in [("taesd", 4), ("taef2", 32)] {
+    for (name, channels) in [("taesd", 4), ("taesd3", 16), ("taef2", 32)] {
         let (golden, weights) = golden(&format!("autoencoder_{name}.safetensors"));
         let path = dir.path().join(name);
         Weights::write(&path, &weights, &Default::default()).unwrap();

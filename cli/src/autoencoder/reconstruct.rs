@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use futures::StreamExt;
 use image::{DynamicImage, RgbImage};
 use lapflow_ingest::{IngestConfig, Item, Outcome, Source};
-use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, WeightsSource};
+use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, Tiling, WeightsSource};
 use serde::Serialize;
 
 use super::data::to_tensor;
@@ -36,6 +36,9 @@ pub struct ReconstructArgs {
     /// Side in pixels, after a centre crop
     #[arg(long, default_value_t = 256)]
     size: u32,
+    /// Encode and decode in pieces of so many latent pixels a side
+    #[arg(long)]
+    tile: Option<usize>,
     /// Stop after so many images
     #[arg(long)]
     limit: Option<usize>,
@@ -57,7 +60,8 @@ pub fn reconstruct(args: &ReconstructArgs, context: &Context) -> Result<()> {
         }
         None => WeightsSource::from(args.weights.as_str()),
     };
-    let config = AutoencoderConfig { weights, ..Default::default() };
+    let tiling = args.tile.map(|tile| Tiling { tile, ..Tiling::default() });
+    let config = AutoencoderConfig { weights, tiling, ..Default::default() };
     let autoencoder = Autoencoder::open(&config, &context.device)?;
     let factor = autoencoder.identity().factor as u32;
     let wanted = factor.max(SSIM_WINDOW as u32);

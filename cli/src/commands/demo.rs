@@ -66,7 +66,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         bail!("stopped; the same command goes on where it was");
     }
     let (checkpoint, _) = sample::find(&config.train.folder)?;
-    let generator = sample::generator(&checkpoint, &config.sample, context, false)?;
+    let generator = sample::generator(&checkpoint, &config.sample, context, None, false)?;
     let samples = stages.time("sample", || draw(&generator))?;
     let score = stages.time("score", || {
         let labels: Vec<usize> = (0..samples.len()).map(|i| i / SCORED).collect();

@@ -56,7 +56,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 pub fn write(run: &Path, out: &Path, first: Vec<Section>, context: &Context) -> Result<()> {
     let (checkpoint, config) = find(run)?;
     let config = config.with_context(|| format!("{}: no config.toml in it", run.display()))?;
-    let generator = generator(&checkpoint, &config.sample, context, false)?;
+    let generator = generator(&checkpoint, &config.sample, context, None, false)?;
     let lines = RunFolder::open(run)?.read_metrics()?;
     let mut sections = first;
     sections.push(samples(&generator)?);

@@ -4,7 +4,7 @@ use super::Context;
 use crate::config::Config;
 use crate::progress::Progress as Bar;
 use anyhow::{Context as _, Result, bail};
-use lapflow_model::autoencoder::Autoencoder;
+use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, Tiling};
 use lapflow_model::checkpoint::{Card, Checkpoint};
 use lapflow_model::flow::Path as FlowPath;
 use lapflow_model::net::cost;
@@ -45,6 +45,9 @@ pub struct Args {
     /// Images integrated together
     #[arg(long)]
     batch: Option<usize>,
+    /// Decode in pieces of so many latent pixels a side, instead of what the training config says
+    #[arg(long)]
+    tile: Option<usize>,
     /// Draw part i of N (0/4 .. 3/4) of the set
     #[arg(long, default_value = "0/1")]
     shard: Worker,
@@ -69,7 +72,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         batch: args.batch.unwrap_or(base.batch),
         ..base
     };
-    let generator = generator(&checkpoint, &config, context, args.force)?;
+    let generator = generator(&checkpoint, &config, context, args.tile, args.force)?;
     let job = Job {
         count: args.count,
         shard: (args.shard.index, args.shard.count),
@@ -144,10 +147,15 @@ pub fn generator(
     checkpoint: &Checkpoint,
     config: &SampleConfig,
     context: &Context,
+    tile: Option<usize>,
     forced: bool,
 ) -> Result<Generator> {
-    let source = serde_json::from_value(checkpoint.card.autoencoder_config.clone())
-        .context("the checkpoint's autoencoder")?;
+    let mut source: AutoencoderConfig =
+        serde_json::from_value(checkpoint.card.autoencoder_config.clone())
+            .context("the checkpoint's autoencoder")?;
+    if let Some(tile) = tile {
+        source.tiling = Some(Tiling { tile, ..source.tiling.unwrap_or_default() });
+    }
     let autoencoder = Autoencoder::open(&source, &context.device)?;
     Ok(Generator::new(checkpoint, autoencoder, config, &context.device, forced)?)
 }

@@ -1,5 +1,6 @@
 //! Which autoencoder to use, and how one identifies itself.
 
+use super::Tiling;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -16,6 +17,10 @@ pub struct AutoencoderConfig {
     /// Replaces the shift that the weights state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shift: Option<f64>,
+    /// Images larger than a tile are encoded and decoded in pieces, to bound the memory. Default:
+    /// whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tiling: Option<Tiling>,
 }
 
 /// Where an autoencoder's weights are.

@@ -217,8 +217,10 @@ impl ResnetBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.conv1.forward(&self.norm1.forward(x, Activation::Silu)?)?;
-        let h = self.conv2.forward(&self.norm2.forward(&h, Activation::Silu)?)?;
+        let mut h = self.norm1.forward(x, Activation::Silu)?;
+        h = self.conv1.forward(&h)?;
+        h = self.norm2.forward(&h, Activation::Silu)?;
+        h = self.conv2.forward(&h)?;
         match &self.shortcut {
             Some(shortcut) => Ok((shortcut.forward(x)? + h)?),
             None => Ok((x + h)?),

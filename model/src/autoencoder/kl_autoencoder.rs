@@ -2,7 +2,7 @@
 
 use super::config::{Architecture, AutoencoderConfig, Identity};
 use super::kl::KlNetwork;
-use super::{KlConfig, Posterior, kl_keys};
+use super::{KlConfig, Posterior, Tiling, kl_keys};
 use crate::error::{ModelError, Result};
 use crate::params::Params;
 use crate::weights::Weights;
@@ -18,6 +18,7 @@ const DIFFUSERS_CONFIG: &str = "config.json";
 pub struct KlAutoencoder {
     network: KlNetwork,
     identity: Identity,
+    tiling: Option<Tiling>,
 }
 
 impl KlAutoencoder {
@@ -53,7 +54,12 @@ impl KlAutoencoder {
         };
         let network =
             Params::frozen(tensors, DType::F32, device, |scope| KlNetwork::new(scope, &shape))?;
-        Ok(Self { network, identity })
+        Ok(Self { network, identity, tiling: config.tiling })
+    }
+
+    /// How images are cut, if they are.
+    pub(super) fn tiling(&self) -> Option<&Tiling> {
+        self.tiling.as_ref()
     }
 
     /// What tells its latents from another's.

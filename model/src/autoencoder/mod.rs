@@ -111,17 +111,42 @@ impl Autoencoder {
         }
     }
 
+    /// How images are cut that are larger than a tile; `None` for whole images.
+    pub fn tiling(&self) -> Option<&Tiling> {
+        match self {
+            Self::Pixel => None,
+            Self::Kl(kl) => kl.tiling(),
+            Self::Tiny(tiny) => tiny.tiling(),
+        }
+    }
+
     /// Raw latents of `images` `[B, 3, H, W]`, f32 in [-1, 1]; H and W divisible by the factor.
+    /// Large ones are cut as [`AutoencoderConfig::tiling`] says.
     ///
     /// # Errors
     /// When `images` has another shape or dtype.
     pub fn encode(&self, images: &Tensor) -> Result<Posterior> {
+        match self.tiling() {
+            Some(tiling) => self.encode_tiled(images, tiling),
+            None => {
+                self.latent_size(images)?;
+                self.encode_whole(images)
+            }
+        }
+    }
+
+    /// Height and width of the latents of `images`.
+    fn latent_size(&self, images: &Tensor) -> Result<(usize, usize)> {
         let factor = self.identity().factor;
         let (_, channels, height, width) = images.dims4()?;
         if channels != 3 || height % factor != 0 || width % factor != 0 {
             let wanted = format!("wants [B, 3, H, W] divisible by {factor}");
             return Err(ModelError::config("autoencoder", format!("{wanted}, got {images:?}")));
         }
+        Ok((height / factor, width / factor))
+    }
+
+    fn encode_whole(&self, images: &Tensor) -> Result<Posterior> {
         match self {
             Self::Pixel => Ok(Posterior { mean: images.to_dtype(DType::F32)?, logvar: None }),
             Self::Kl(kl) => kl.encode(images),
@@ -129,11 +154,19 @@ impl Autoencoder {
         }
     }
 
-    /// Images `[B, 3, H, W]`, nominally in [-1, 1], of raw `latents` `[B, C, h, w]` in f32.
+    /// Images `[B, 3, H, W]`, nominally in [-1, 1], of raw `latents` `[B, C, h, w]` in f32. Large
+    /// ones are cut as [`AutoencoderConfig::tiling`] says.
     ///
     /// # Errors
     /// When `latents` has another number of channels.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        match self.tiling() {
+            Some(tiling) => self.decode_tiled(latents, tiling),
+            None => self.decode_whole(latents),
+        }
+    }
+
+    fn decode_whole(&self, latents: &Tensor) -> Result<Tensor> {
         let channels = self.identity().channels;
         if latents.dims4()?.1 != channels {
             let wanted = format!("decodes [B, {channels}, h, w]");
@@ -152,12 +185,12 @@ impl Autoencoder {
     /// As [`Autoencoder::encode`].
     pub fn encode_tiled(&self, images: &Tensor, tiling: &Tiling) -> Result<Posterior> {
         let Identity { factor, channels, .. } = *self.identity();
-        let (_, _, height, width) = images.dims4()?;
-        if !tiling.cuts(height / factor, width / factor) {
-            return self.encode(images);
+        let (height, width) = self.latent_size(images)?;
+        if !tiling.cuts(height, width) {
+            return self.encode_whole(images);
         }
         let moments = tiling.run(images, factor, 1, |piece| {
-            let Posterior { mean, logvar } = self.encode(piece)?;
+            let Posterior { mean, logvar } = self.encode_whole(piece)?;
             Ok(match logvar {
                 Some(logvar) => Tensor::cat(&[mean, logvar], 1)?,
                 None => mean,
@@ -177,8 +210,8 @@ impl Autoencoder {
     pub fn decode_tiled(&self, latents: &Tensor, tiling: &Tiling) -> Result<Tensor> {
         let (_, _, height, width) = latents.dims4()?;
         if !tiling.cuts(height, width) {
-            return self.decode(latents);
+            return self.decode_whole(latents);
         }
-        tiling.run(latents, 1, self.identity().factor, |piece| self.decode(piece))
+        tiling.run(latents, 1, self.identity().factor, |piece| self.decode_whole(piece))
     }
 }

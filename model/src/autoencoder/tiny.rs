@@ -3,6 +3,7 @@
 //! All are f8 with 64 channels inside; they differ in latent channels and in whether the blocks at
 //! the lowest resolution have a pool branch, and both follow from the weights.
 
+use super::Tiling;
 use super::config::{Architecture, AutoencoderConfig, Identity};
 use super::layers::{Conv2d, GroupNorm, channels_first, channels_last};
 use crate::error::{ModelError, Result};
@@ -25,6 +26,7 @@ pub struct TinyAutoencoder {
     encoder: Vec<Layer>,
     decoder: Vec<Layer>,
     identity: Identity,
+    tiling: Option<Tiling>,
 }
 
 type Tensors = BTreeMap<String, Tensor>;
@@ -100,7 +102,12 @@ impl TinyAutoencoder {
         let decoder = Params::frozen(decoder, DType::F32, device, |scope| {
             decoder_layers(scope, channels, pools[1])
         })?;
-        Ok(Self { encoder, decoder, identity })
+        Ok(Self { encoder, decoder, identity, tiling: config.tiling })
+    }
+
+    /// How images are cut, if they are.
+    pub(super) fn tiling(&self) -> Option<&Tiling> {
+        self.tiling.as_ref()
     }
 
     /// What tells its latents from another's.

@@ -145,6 +145,13 @@ impl ConvShape {
         self.batch * self.height_out * self.width_out
     }
 
+    /// Whether every output pixel sees just the input pixel at its place.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel == 1
+            && self.stride == 1
+            && self.pixels_out() == self.batch * self.height * self.width
+    }
+
     fn output(&self) -> [usize; 4] {
         [self.batch, self.height_out, self.width_out, self.channels_out]
     }
@@ -161,11 +168,10 @@ impl Conv2dOp {
         weight: &[f32],
         bias: Option<&[f32]>,
     ) -> Result<(CpuStorage, Shape)> {
-        let weight = im2col::patch_major(weight, &self.shape);
         let y = if winograd::pays(&self.shape) {
-            winograd::forward(x, &weight, bias, &self.shape)
+            winograd::forward(x, weight, bias, &self.shape)
         } else {
-            im2col::forward(x, &weight, bias, &self.shape)
+            im2col::forward(x, weight, bias, &self.shape)
         };
         output(y, self.shape.output().as_slice())
     }

@@ -2,6 +2,8 @@
 
 use super::conv2d::ConvShape;
 use super::matmul::{Mat, matmul};
+use super::panels::{PANEL, Target, multiply, panels};
+use super::vector::vectorized;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -16,24 +18,39 @@ const GRAD_PIXELS: usize = 256;
 
 /// `y[p, o] = bias[o] + sum over (kh, kw, c) of patch[p, (kh, kw, c)] weight[(kh, kw, c), o]`.
 ///
-/// `x` is `[B, H, W, Cin]`, `weight` [`patch_major`], the result `[B, H', W', Cout]`; tiles of
+/// `x` is `[B, H, W, Cin]`, `weight` `(Cout, Cin, k, k)`, the result `[B, H', W', Cout]`; tiles of
 /// output pixels run in parallel.
 pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShape) -> Vec<f32> {
     let depth = shape.kernel * shape.kernel * shape.channels_in;
     let columns = shape.channels_out;
     let tile_pixels = (TILE_ELEMENTS / depth).clamp(*TILE_PIXELS.start(), *TILE_PIXELS.end());
+    let weight = pack(weight, shape);
     let mut y = vec![0f32; shape.pixels_out() * columns];
     y.par_chunks_mut(tile_pixels * columns).enumerate().for_each_init(
-        || vec![0f32; tile_pixels * depth],
-        |patches, (tile, y)| {
-            let pixels = y.len() / columns;
-            gather_patches(x, shape, tile * tile_pixels, &mut patches[..pixels * depth]);
+        Vec::new,
+        |gathered, (tile, y)| {
+            let (first, pixels) = (tile * tile_pixels, y.len() / columns);
+            let patches = if shape.is_pointwise() {
+                &x[first * depth..][..pixels * depth]
+            } else {
+                gathered.resize(tile_pixels * depth, 0.0);
+                gather_patches(x, shape, first, &mut gathered[..pixels * depth]);
+                &gathered[..pixels * depth]
+            };
             if let Some(bias) = bias {
                 y.chunks_exact_mut(columns).for_each(|pixel| pixel.copy_from_slice(bias));
             }
-            let patches = Mat::new(patches, pixels, depth);
-            let weight = Mat::new(weight, depth, columns);
-            matmul(y, patches, weight, 1.0, bias.is_some(), Parallelism::None);
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (panel, weight) in weight.chunks_exact(depth * PANEL).enumerate() {
+                        let first = panel * PANEL;
+                        let columns_part = first..columns.min(first + PANEL);
+                        let target = Target { values: y, stride: columns, columns: columns_part };
+                        multiply(target, patches, depth, weight, bias.is_some());
+                    }
+                },
+            );
         },
     );
     y
@@ -93,17 +110,22 @@ fn grad_weight_part(
     part
 }
 
-/// `(Cout, Cin, k, k)` to `[(kh, kw, Cin), Cout]`.
-pub fn patch_major(weight: &[f32], shape: &ConvShape) -> Vec<f32> {
+/// `(Cout, Cin, k, k)` to panels of output channels, `[panels, (kh, kw, Cin), PANEL]`.
+fn pack(weight: &[f32], shape: &ConvShape) -> Vec<f32> {
     let positions = shape.kernel * shape.kernel;
-    let mut turned = vec![0f32; weight.len()];
-    turned.par_chunks_mut(shape.channels_out).enumerate().for_each(|(row, turned)| {
-        let (position, c) = (row / shape.channels_in, row % shape.channels_in);
-        for (o, value) in turned.iter_mut().enumerate() {
-            *value = weight[(o * shape.channels_in + c) * positions + position];
+    let depth = positions * shape.channels_in;
+    let mut packed = vec![0f32; panels(shape.channels_out) * depth * PANEL];
+    packed.par_chunks_mut(depth * PANEL).enumerate().for_each(|(panel, packed)| {
+        let weight = weight.chunks_exact(depth).skip(panel * PANEL).take(PANEL);
+        for (lane, weight) in weight.enumerate() {
+            for (c, weight) in weight.chunks_exact(positions).enumerate() {
+                for (position, value) in weight.iter().enumerate() {
+                    packed[(position * shape.channels_in + c) * PANEL + lane] = *value;
+                }
+            }
         }
     });
-    turned
+    packed
 }
 
 /// Fills `patches` `[pixels, (kh, kw, Cin)]` for the output pixels from `first` on.

@@ -6,10 +6,10 @@
 //! 0, +-1, +-2 and infinity.
 
 use super::conv2d::ConvShape;
-use super::matmul::{Mat, matmul};
+use super::panels::{PANEL, Row, Target, load, multiply, panels, store};
 use super::vector::vectorized;
-use gemm::Parallelism;
 use rayon::prelude::*;
+use std::cell::Cell;
 
 /// Output rows and columns of a tile.
 const TILE: usize = 4;
@@ -17,12 +17,10 @@ const TILE: usize = 4;
 const WINDOW: usize = 6;
 /// Matrix products.
 const POINTS: usize = WINDOW * WINDOW;
-/// Tiles that a task transforms at a time, at least, while there are that many.
-const TASK_TILES: usize = 48;
-/// Channels that are transformed together in registers.
-const LANES: usize = 16;
+/// Tiles that a task transforms at a time, about, while there are that many for every thread.
+const TASK_TILES: usize = 64;
 /// With fewer channels on either side the transforms cost more than the products save.
-const CHANNELS_MIN: usize = 24;
+const CHANNELS_MIN: usize = 16;
 /// With fewer tiles the kernel's own transform costs more than the products save.
 const TILES_MIN: usize = 12;
 
@@ -36,7 +34,11 @@ const KERNEL: [[f32; 3]; WINDOW] = [
     [0.0, 0.0, 1.0],
 ];
 
-type Lanes = [f32; LANES];
+thread_local! {
+    /// The last transformed kernel's memory: asking the system for such a buffer anew, page by
+    /// page, takes as long as filling it.
+    static KERNEL_MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// Whether this convolution is one that [`forward`] computes, and faster than patches would be.
 pub fn pays(shape: &ConvShape) -> bool {
@@ -47,39 +49,67 @@ pub fn pays(shape: &ConvShape) -> bool {
         && tiles >= TILES_MIN
 }
 
-/// The convolution of `x` `[B, H, W, Cin]` as `[B, H', W', Cout]`; `weight` is
-/// `[(kh, kw, Cin), Cout]`.
+/// The convolution of `x` `[B, H, W, Cin]` as `[B, H', W', Cout]`; `weight` is `(Cout, Cin, 3, 3)`.
 pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShape) -> Vec<f32> {
-    let (channels_in, channels_out) = (shape.channels_in, shape.channels_out);
-    let kernel = transform_kernel(weight, channels_in * channels_out);
-    let mut y = vec![0f32; shape.pixels_out() * channels_out];
+    let mut kernel = KERNEL_MEMORY.take();
+    transform_kernel(weight, shape, &mut kernel);
+    let mut y = vec![0f32; shape.pixels_out() * shape.channels_out];
     tasks(&mut y, shape).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         let tiles = task.rows.len() * tile_columns(shape);
-        scratch.inputs.resize(POINTS * tiles * channels_in, 0.0);
-        scratch.products.resize(POINTS * tiles * channels_out, 0.0);
+        scratch.inputs.resize(POINTS * plane(tiles, shape.channels_in), 0.0);
+        scratch.products.resize(POINTS * plane(tiles, shape.channels_out), 0.0);
         let Scratch { inputs, products } = scratch;
         vectorized(
             #[inline(always)]
             || transform_inputs(x, shape, task.rows.clone(), inputs),
         );
-        let planes = products
-            .chunks_exact_mut(tiles * channels_out)
-            .zip(inputs.chunks_exact(tiles * channels_in))
-            .zip(kernel.chunks_exact(channels_in * channels_out));
-        for ((product, input), kernel) in planes {
-            let input = Mat::new(input, tiles, channels_in);
-            let kernel = Mat::new(kernel, channels_in, channels_out);
-            matmul(product, input, kernel, 1.0, false, Parallelism::None);
-        }
+        vectorized(
+            #[inline(always)]
+            || multiply_points(inputs, &kernel, shape, tiles, products),
+        );
         vectorized(
             #[inline(always)]
             || transform_outputs(products, bias, shape, task.rows, task.y),
         );
     });
+    KERNEL_MEMORY.set(kernel);
     y
 }
 
-/// What a thread keeps from task to task: `[36, tiles, Cin]` and `[36, tiles, Cout]`.
+/// The 36 products `[tiles, Cin] [Cin, Cout]`. A point's inputs stay in the second-level cache
+/// while the panels of its kernel pass.
+#[inline(always)]
+fn multiply_points(
+    inputs: &[f32],
+    kernel: &[f32],
+    shape: &ConvShape,
+    tiles: usize,
+    products: &mut [f32],
+) {
+    let ConvShape { channels_in, channels_out, .. } = *shape;
+    let block = channels_in * PANEL;
+    let points = inputs
+        .chunks_exact(plane(tiles, channels_in))
+        .zip(products.chunks_exact_mut(plane(tiles, channels_out)));
+    for (point, (input, product)) in points.enumerate() {
+        for panel in 0..panels(channels_out) {
+            let first = panel * PANEL;
+            let columns = first..channels_out.min(first + PANEL);
+            let kernel = &kernel[(panel * POINTS + point) * block..][..block];
+            let target = Target { values: product, stride: channels_out, columns };
+            multiply(target, &input[..tiles * channels_in], channels_in, kernel, false);
+        }
+    }
+}
+
+/// Values from one point to the next. The transforms go through all 36 planes at once: a stride of
+/// a power of two would have them compete for the same few lines of the cache.
+fn plane(tiles: usize, channels: usize) -> usize {
+    tiles * channels + PANEL
+}
+
+/// What a thread keeps from task to task: `[36, tiles, Cin]` and `[36, tiles, Cout]`, each plane
+/// with a gap behind it.
 #[derive(Default)]
 struct Scratch {
     inputs: Vec<f32>,
@@ -102,9 +132,12 @@ fn tile_columns(shape: &ConvShape) -> usize {
 
 fn tasks<'a>(mut y: &'a mut [f32], shape: &ConvShape) -> Vec<Task<'a>> {
     let rows_per_image = tile_rows(shape);
-    let rows_per_task = TASK_TILES.div_ceil(tile_columns(shape));
     let row_values = shape.width_out * shape.channels_out;
     let total = shape.batch * rows_per_image;
+    // As many tasks for every thread, so that none waits for the last one.
+    let threads = rayon::current_num_threads();
+    let tasks = (total * tile_columns(shape)).div_ceil(TASK_TILES).next_multiple_of(threads);
+    let rows_per_task = total.div_ceil(tasks);
     (0..total)
         .step_by(rows_per_task)
         .map(|first| {
@@ -122,22 +155,51 @@ fn output_rows(row: usize, shape: &ConvShape) -> usize {
     TILE.min(shape.height_out - row % tile_rows(shape) * TILE)
 }
 
-/// `[9, n]` to `[36, n]`: `G g G^T` for each of the `n` pairs of channels.
-fn transform_kernel(weight: &[f32], n: usize) -> Vec<f32> {
-    let mut planes = vec![0f32; POINTS * n];
-    planes.par_chunks_mut(n).enumerate().for_each(|(point, plane)| {
-        let (rows, columns) = (KERNEL[point / WINDOW], KERNEL[point % WINDOW]);
-        for (position, weight) in weight.chunks_exact(n).enumerate() {
-            let factor = rows[position / 3] * columns[position % 3];
-            if factor != 0.0 {
-                vectorized(
-                    #[inline(always)]
-                    || plane.iter_mut().zip(weight).for_each(|(p, w)| *p += factor * w),
-                );
+/// `G g G^T` of every pair of channels, in panels of output channels:
+/// `[panels, 36, Cin, PANEL]`.
+fn transform_kernel(weight: &[f32], shape: &ConvShape, kernel: &mut Vec<f32>) {
+    let channels_in = shape.channels_in;
+    let block = POINTS * channels_in * PANEL;
+    kernel.resize(panels(shape.channels_out) * block, 0.0);
+    kernel.par_chunks_mut(block).enumerate().for_each(|(panel, kernel)| {
+        let depth = 9 * channels_in;
+        let first = panel * PANEL;
+        let weight = &weight[first * depth..shape.channels_out.min(first + PANEL) * depth];
+        vectorized(
+            #[inline(always)]
+            || transform_panel(weight, channels_in, kernel),
+        );
+    });
+}
+
+/// One panel of the kernel, `[36, Cin, PANEL]`, from `weight` `(PANEL or fewer, Cin, 3, 3)`.
+#[inline(always)]
+fn transform_panel(weight: &[f32], channels_in: usize, kernel: &mut [f32]) {
+    for c in 0..channels_in {
+        let mut g = [[[0f32; PANEL]; 3]; 3];
+        for (lane, weight) in weight.chunks_exact(9 * channels_in).enumerate() {
+            for (position, value) in weight[9 * c..9 * c + 9].iter().enumerate() {
+                g[position / 3][position % 3][lane] = *value;
             }
         }
-    });
-    planes
+        for (i, rows) in KERNEL.iter().enumerate() {
+            let mut row = [[0f32; PANEL]; 3];
+            for (j, row) in row.iter_mut().enumerate() {
+                for (lane, value) in row.iter_mut().enumerate() {
+                    *value =
+                        rows[0] * g[0][j][lane] + rows[1] * g[1][j][lane] + rows[2] * g[2][j][lane];
+                }
+            }
+            for (j, columns) in KERNEL.iter().enumerate() {
+                let at = ((i * WINDOW + j) * channels_in + c) * PANEL;
+                for (lane, value) in kernel[at..at + PANEL].iter_mut().enumerate() {
+                    *value = columns[0] * row[0][lane]
+                        + columns[1] * row[1][lane]
+                        + columns[2] * row[2][lane];
+                }
+            }
+        }
+    }
 }
 
 /// `B^T d B` of every tile in `rows`, to `[36, tiles, Cin]`.
@@ -149,19 +211,19 @@ fn transform_inputs(
     inputs: &mut [f32],
 ) {
     let (columns, channels) = (tile_columns(shape), shape.channels_in);
-    let plane = rows.len() * columns * channels;
+    let plane = plane(rows.len() * columns, channels);
     let mut tile = 0;
     for row in rows {
         let (image, row) = (row / tile_rows(shape), row % tile_rows(shape));
         for column in 0..columns {
             let window = Window::new(shape, image, row, column);
-            for first in (0..channels).step_by(LANES) {
-                let width = LANES.min(channels - first);
-                let mut d = [[[0f32; LANES]; WINDOW]; WINDOW];
+            for first in (0..channels).step_by(PANEL) {
+                let width = PANEL.min(channels - first);
+                let mut d = [[[0f32; PANEL]; WINDOW]; WINDOW];
                 for (i, d) in d.iter_mut().enumerate() {
                     for (j, d) in d.iter_mut().enumerate() {
                         if let Some(at) = window.pixel(i, j) {
-                            load(d, &x[at + first..at + first + width]);
+                            *d = load(&x[at + first..at + first + width]);
                         }
                     }
                 }
@@ -169,21 +231,12 @@ fn transform_inputs(
                 for (i, row) in d.iter().enumerate() {
                     for (j, value) in input_row(row).iter().enumerate() {
                         let at = (i * WINDOW + j) * plane + tile * channels + first;
-                        inputs[at..at + width].copy_from_slice(&value[..width]);
+                        store(*value, &mut inputs[at..at + width]);
                     }
                 }
             }
             tile += 1;
         }
-    }
-}
-
-/// A whole group of channels is one vector move, the rest a loop.
-#[inline(always)]
-fn load(lanes: &mut Lanes, values: &[f32]) {
-    match <&Lanes>::try_from(values) {
-        Ok(values) => *lanes = *values,
-        Err(_) => lanes[..values.len()].copy_from_slice(values),
     }
 }
 
@@ -197,32 +250,29 @@ fn transform_outputs(
     y: &mut [f32],
 ) {
     let (columns, channels) = (tile_columns(shape), shape.channels_out);
-    let plane = rows.len() * columns * channels;
+    let plane = plane(rows.len() * columns, channels);
     let (mut tile, mut top) = (0, 0);
     for row in rows {
         let height = output_rows(row, shape);
         for column in 0..columns {
             let left = column * TILE;
             let breadth = TILE.min(shape.width_out - left);
-            for first in (0..channels).step_by(LANES) {
-                let width = LANES.min(channels - first);
-                let mut m = [[[0f32; LANES]; WINDOW]; WINDOW];
+            for first in (0..channels).step_by(PANEL) {
+                let width = PANEL.min(channels - first);
+                let mut m = [[[0f32; PANEL]; WINDOW]; WINDOW];
                 for (i, m) in m.iter_mut().enumerate() {
                     for (j, m) in m.iter_mut().enumerate() {
                         let at = (i * WINDOW + j) * plane + tile * channels + first;
-                        load(m, &products[at..at + width]);
+                        *m = load(&products[at..at + width]);
                     }
                 }
-                let mut offset = [0f32; LANES];
-                if let Some(bias) = bias {
-                    load(&mut offset, &bias[first..first + width]);
-                }
+                let offset = bias.map_or([0f32; PANEL], |bias| load(&bias[first..first + width]));
                 let m = output_columns(&m);
                 for (i, row) in m.iter().enumerate().take(height) {
                     for (j, value) in output_row(row, &offset).iter().enumerate().take(breadth) {
                         let pixel = (top + i) * shape.width_out + left + j;
                         let at = pixel * channels + first;
-                        y[at..at + width].copy_from_slice(&value[..width]);
+                        store(*value, &mut y[at..at + width]);
                     }
                 }
             }
@@ -288,10 +338,10 @@ fn output_point([m0, m1, m2, m3, m4, m5]: [f32; WINDOW]) -> [f32; TILE] {
 }
 
 #[inline(always)]
-fn input_columns(d: &[[Lanes; WINDOW]; WINDOW]) -> [[Lanes; WINDOW]; WINDOW] {
-    let mut out = [[[0f32; LANES]; WINDOW]; WINDOW];
+fn input_columns(d: &[[Row; WINDOW]; WINDOW]) -> [[Row; WINDOW]; WINDOW] {
+    let mut out = [[[0f32; PANEL]; WINDOW]; WINDOW];
     for j in 0..WINDOW {
-        for lane in 0..LANES {
+        for lane in 0..PANEL {
             let point = input_point(std::array::from_fn(|i| d[i][j][lane]));
             for i in 0..WINDOW {
                 out[i][j][lane] = point[i];
@@ -302,9 +352,9 @@ fn input_columns(d: &[[Lanes; WINDOW]; WINDOW]) -> [[Lanes; WINDOW]; WINDOW] {
 }
 
 #[inline(always)]
-fn input_row(d: &[Lanes; WINDOW]) -> [Lanes; WINDOW] {
-    let mut out = [[0f32; LANES]; WINDOW];
-    for lane in 0..LANES {
+fn input_row(d: &[Row; WINDOW]) -> [Row; WINDOW] {
+    let mut out = [[0f32; PANEL]; WINDOW];
+    for lane in 0..PANEL {
         let point = input_point(std::array::from_fn(|j| d[j][lane]));
         for j in 0..WINDOW {
             out[j][lane] = point[j];
@@ -314,10 +364,10 @@ fn input_row(d: &[Lanes; WINDOW]) -> [Lanes; WINDOW] {
 }
 
 #[inline(always)]
-fn output_columns(m: &[[Lanes; WINDOW]; WINDOW]) -> [[Lanes; WINDOW]; TILE] {
-    let mut out = [[[0f32; LANES]; WINDOW]; TILE];
+fn output_columns(m: &[[Row; WINDOW]; WINDOW]) -> [[Row; WINDOW]; TILE] {
+    let mut out = [[[0f32; PANEL]; WINDOW]; TILE];
     for j in 0..WINDOW {
-        for lane in 0..LANES {
+        for lane in 0..PANEL {
             let point = output_point(std::array::from_fn(|i| m[i][j][lane]));
             for i in 0..TILE {
                 out[i][j][lane] = point[i];
@@ -328,9 +378,9 @@ fn output_columns(m: &[[Lanes; WINDOW]; WINDOW]) -> [[Lanes; WINDOW]; TILE] {
 }
 
 #[inline(always)]
-fn output_row(m: &[Lanes; WINDOW], offset: &Lanes) -> [Lanes; TILE] {
-    let mut out = [[0f32; LANES]; TILE];
-    for lane in 0..LANES {
+fn output_row(m: &[Row; WINDOW], offset: &Row) -> [Row; TILE] {
+    let mut out = [[0f32; PANEL]; TILE];
+    for lane in 0..PANEL {
         let point = output_point(std::array::from_fn(|j| m[j][lane]));
         for j in 0..TILE {
             out[j][lane] = point[j] + offset[lane];

@@ -14,6 +14,7 @@ mod layout;
 mod linear;
 mod matmul;
 mod norm;
+mod panels;
 mod residual;
 mod upsample;
 mod vector;

@@ -1,6 +1,6 @@
 """Goldens of AutoencoderKL from diffusers: `python autoencoder_kl.py` beside this file.
 
-Two configurations, each under diffusers' names and under those of the original (LDM) code; that
+Three configurations, each under diffusers' names and under those of the original (LDM) code; that
 the latter are right is checked with diffusers' own converter. Made with torch 2.15, diffusers
 0.42.1, safetensors 0.8.
 """
@@ -25,7 +25,10 @@ CONFIGS = {
         shift_factor=0.0609,
         scaling_factor=1.5305,
     ),
+    "f16": dict(block_out_channels=(8, 8, 16, 16, 24), layers_per_block=1, latent_channels=32, norm_num_groups=4),
 }
+# Height and width.
+SIZES = {"f4": (16, 24), "f8": (16, 24), "f16": (32, 16)}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
@@ -76,8 +79,9 @@ def build(config, ldm):
 
 
 if __name__ == "__main__":
-    images = torch.from_numpy(uniform("images", 3 * 3 * 16 * 24).reshape(3, 3, 16, 24))
     for name, config in CONFIGS.items():
+        height, width = SIZES[name]
+        images = torch.from_numpy(uniform("images", 3 * 3 * height * width).reshape(3, 3, height, width))
         with open(f"autoencoder_kl_{name}.json", "w") as file:
             json.dump({"_class_name": "AutoencoderKL", "act_fn": "silu", **config}, file, indent=2)
         for naming in ("diffusers", "ldm"):

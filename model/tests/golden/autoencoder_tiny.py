@@ -1,6 +1,6 @@
 """Goldens of the tiny autoencoders: `python autoencoder_tiny.py` beside this file.
 
-The TAESD layout comes from diffusers' AutoencoderTiny, the TAEF2 one (pool branches) from the
+The TAESD layout (TAESDXL's too, and with 16 channels TAESD3's and TAEF1's) comes from diffusers' AutoencoderTiny, the TAEF2 one (pool branches) from the
 module below, written from MATH.md section 7. Made with torch 2.15, diffusers 0.42.1,
 safetensors 0.8.
 """
@@ -61,9 +61,9 @@ class Taef2(nn.Module):
 
 
 class Taesd(nn.Module):
-    def __init__(self):
+    def __init__(self, channels):
         super().__init__()
-        self.net = AutoencoderTiny()
+        self.net = AutoencoderTiny(latent_channels=channels)
         self.encoder, self.decoder = self.net.encoder, self.net.decoder
 
     def named_parameters(self):
@@ -78,7 +78,7 @@ class Taesd(nn.Module):
 
 if __name__ == "__main__":
     images = torch.from_numpy(uniform("images", 3 * 3 * 16 * 24).reshape(3, 3, 16, 24))
-    for name, net in {"taesd": Taesd(), "taef2": Taef2()}.items():
+    for name, net in {"taesd": Taesd(4), "taesd3": Taesd(16), "taef2": Taef2()}.items():
         with torch.no_grad():
             fill(net)
             latents = net.encode(images)

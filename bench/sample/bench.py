@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import peer
 
-INTEGRATE = pathlib.Path(__file__).parents[2] / "target/release/examples/integrate"
+INTEGRATE = pathlib.Path(os.environ.get("INTEGRATE", pathlib.Path(__file__).parents[2] / "target/release/examples/integrate"))
 # As the lapflow binary sets it for itself: Candle's idle threads sleep.
 ENVIRONMENT = dict(os.environ, CANDLE_BARRIER_POOL_SPIN_LIMIT="1")
 

@@ -159,10 +159,12 @@ fn fid_and_sfid_of_small_sets_agree_with_adm_s_definition() {
         let needs = config.needs(&extractor).unwrap();
         Summary::read(&folder.path().join(name), &extractor, needs, 4, &mut |_| ()).unwrap()
     };
-    let scores =
-        evaluate(summary("set a", 6), summary("set b", 5), &extractor, &config).unwrap();
+    let scores = evaluate(summary("set a", 6), summary("set b", 5), &extractor, &config).unwrap();
     let (fid, sfid) = (scores.fid.unwrap(), scores.sfid.unwrap());
-    eprintln!("FID {fid} for {}, sFID {sfid} for {}", golden.small_sets.fid, golden.small_sets.sfid);
+    eprintln!(
+        "FID {fid} for {}, sFID {sfid} for {}",
+        golden.small_sets.fid, golden.small_sets.sfid
+    );
     assert!(close(fid, golden.small_sets.fid, 1e-4), "FID {fid}");
     assert!(close(sfid, golden.small_sets.sfid, 1e-4), "sFID {sfid}");
 }

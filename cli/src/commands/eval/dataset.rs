@@ -100,3 +100,67 @@ pub fn raw_levels(
     };
     metadata.levels.iter().enumerate().map(level).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use lapflow_store::{Dtype, LevelSpec, Posterior};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    fn context() -> Context {
+        Context {
+            runtime: tokio::runtime::Runtime::new().unwrap(),
+            device: Device::Cpu,
+            json: false,
+            stop: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// A dataset of `count` images of 4x4 pixels in two levels; all pixels of image i are 8 i + 3.
+    fn write(uri: &str, count: i64, context: &Context) {
+        let side = |side| LevelSpec { channels: 3, height: side, width: side };
+        let levels = vec![side(4), side(2)];
+        let autoencoder = json!(Autoencoder::Pixel.identity());
+        let metadata =
+            Metadata { autoencoder, ..Metadata::new(levels, Dtype::F32, Posterior::Mean) };
+        let filled = context.runtime.block_on(async {
+            let mut shard = Dataset::create(uri, &metadata).await?.shard("00000").await?;
+            for id in 0..count {
+                let value = (8 * id + 3) as f32 / 127.5 - 1.0;
+                let levels = vec![Dtype::F32.encode(&[0.0; 48]), Dtype::F32.encode(&[value; 12])];
+                let (source, sha256) = (format!("{id}"), [0; 32]);
+                let (width, height, view, logvar) = (4, 4, 0, None);
+                let label = -1;
+                let row = Row { id, label, source, sha256, width, height, view, levels, logvar };
+                shard.push(row).await?;
+            }
+            shard.commit().await
+        });
+        filled.unwrap();
+    }
+
+    #[test]
+    fn a_dataset_gives_back_its_images() {
+        let (folder, context) = (tempfile::tempdir().unwrap(), context());
+        let uri = folder.path().join("set").to_str().unwrap().to_string();
+        write(&uri, 10, &context);
+        assert!(is_dataset(uri.as_ref()) && !is_dataset(folder.path()));
+        assert!(is_dataset("s3://bucket/set".as_ref()));
+        let dataset = DecodedDataset::open(&uri, None, &context).unwrap();
+        let mut pixels = Vec::new();
+        let content = dataset.for_batches(4, &mut |images| {
+            pixels.extend(images.iter().map(|image| image.pixels.clone()));
+            Ok(())
+        });
+        let content = content.unwrap();
+        assert_eq!((content.images, content.width, content.height), (10, 4, 4));
+        assert_eq!(content.formats[DECODED_LATENTS], 10);
+        assert!(pixels.iter().enumerate().all(|(i, image)| *image == [8 * i as u8 + 3; 48]));
+
+        let other = DecodedDataset::open(&uri, Some(WeightsSource::Builtin), &context);
+        let message = other.err().unwrap().to_string();
+        assert!(message.contains("pixel") && message.contains("kl"), "{message}");
+    }
+}

@@ -197,7 +197,7 @@ fn merge(base: &mut Table, over: Table) {
 }
 
 /// Applies `section.key=value`; a value that is not TOML is taken as a string.
-fn set(table: &mut Table, assignment: &str) -> Result<()> {
+pub fn set(table: &mut Table, assignment: &str) -> Result<()> {
     let (key, value) = assignment
         .split_once('=')
         .ok_or_else(|| anyhow!("--set {assignment}: expected KEY=VALUE"))?;

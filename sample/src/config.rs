@@ -3,6 +3,7 @@
 use crate::error::{Result, SampleError};
 use crate::guidance::Guidance;
 use crate::images::Rounding;
+use crate::sde::{Diffusion, Sde};
 use crate::solver::{Control, Dopri5, Grid, Method, Solver};
 use lapflow_model::checkpoint::WeightSet;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,12 @@ pub struct SampleConfig {
     pub atol: f64,
     /// How dopri5 chooses its steps.
     pub control: Control,
+    /// Diffusion coefficient of the stochastic sampler.
+    pub diffusion: Diffusion,
+    /// Factor of that coefficient; 0 is Euler's method.
+    pub diffusion_norm: f64,
+    /// Length of the stochastic sampler's last step, which adds no noise.
+    pub last_step: f64,
     /// How values become bytes.
     pub rounding: Rounding,
 }
@@ -51,11 +58,14 @@ pub enum SolverName {
     Midpoint,
     /// Heun.
     Heun,
+    /// Euler-Maruyama on the reverse stochastic equation.
+    Sde,
 }
 
 impl Default for SampleConfig {
     fn default() -> Self {
         let Dopri5 { rtol, atol, control, .. } = Dopri5::default();
+        let Sde { diffusion, norm: diffusion_norm, last_step, .. } = Sde::default();
         Self {
             seed: 0,
             batch: 64,
@@ -69,6 +79,9 @@ impl Default for SampleConfig {
             rtol,
             atol,
             control,
+            diffusion,
+            diffusion_norm,
+            last_step,
             rounding: Rounding::Nearest,
         }
     }
@@ -91,18 +104,30 @@ impl SampleConfig {
             let reason = format!("[{from}, {to}] is not an interval within [0, 1]");
             return Err(SampleError::setting("sample.cfg_interval", reason));
         }
+        self.sde().map_or(Ok(()), |sde| sde.validate())?;
         self.solver().validate()
     }
 
-    /// The solver with its settings.
-    pub fn solver(&self) -> Solver {
-        let grid = match self.times.as_slice() {
+    fn grid(&self) -> Grid {
+        match self.times.as_slice() {
             [] => Grid::Shifted { steps: self.steps, shift: self.shift },
             times => Grid::Given(times.to_vec()),
-        };
-        let fixed = |method| Solver::Fixed(method, grid);
+        }
+    }
+
+    /// The stochastic sampler, where it was chosen.
+    pub fn sde(&self) -> Option<Sde> {
+        let (diffusion, norm) = (self.diffusion, self.diffusion_norm);
+        let chosen = self.solver == SolverName::Sde;
+        chosen.then(|| Sde { grid: self.grid(), diffusion, norm, last_step: self.last_step })
+    }
+
+    /// The solver of the ordinary equation with its settings; Euler's beside the stochastic
+    /// sampler, whose way without noise it is.
+    pub fn solver(&self) -> Solver {
+        let fixed = |method| Solver::Fixed(method, self.grid());
         match self.solver {
-            SolverName::Euler => fixed(Method::Euler),
+            SolverName::Euler | SolverName::Sde => fixed(Method::Euler),
             SolverName::Midpoint => fixed(Method::Midpoint),
             SolverName::Heun => fixed(Method::Heun),
             SolverName::Dopri5 => Solver::Dopri5(Dopri5 {
@@ -127,7 +152,7 @@ mod tests {
     #[test]
     fn bad_settings_are_named() {
         type Spoil = fn(&mut SampleConfig);
-        let broken: [(&str, Spoil); 7] = [
+        let broken: [(&str, Spoil); 9] = [
             ("cfg", |c| c.cfg = f64::NAN),
             ("cfg_interval", |c| c.cfg_interval = [0.6, 0.4]),
             ("batch", |c| c.batch = 0),
@@ -135,6 +160,8 @@ mod tests {
             ("steps", |c| (c.solver, c.steps) = (SolverName::Heun, 0)),
             ("shift", |c| (c.solver, c.shift) = (SolverName::Euler, -1.0)),
             ("grid", |c| (c.solver, c.times) = (SolverName::Euler, vec![0.5, 0.2])),
+            ("diffusion", |c| (c.solver, c.diffusion) = (SolverName::Sde, Diffusion::Sbdm)),
+            ("last_step", |c| (c.solver, c.last_step) = (SolverName::Sde, 1.0)),
         ];
         assert!(SampleConfig::default().validate().is_ok());
         for (name, breaks) in broken {

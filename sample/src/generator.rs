@@ -5,6 +5,7 @@ use crate::error::{Result, SampleError};
 use crate::guidance::{guided, network};
 use crate::images::to_pixels;
 use crate::segments::{SegmentCost, sample_through};
+use crate::solver::Query;
 use candle_core::{Device, Tensor};
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_model::checkpoint::{Card, Checkpoint};
@@ -89,7 +90,7 @@ impl Generator {
     }
 
     /// [`Generator::draw`] that shows the active levels at each of `times` on the way: see
-    /// [`sample_through`].
+    /// [`sample_through`]. The stochastic sampler shows its way without noise.
     ///
     /// # Errors
     /// As [`Generator::draw`], and what `show` returns.
@@ -130,9 +131,26 @@ impl Generator {
             requests.iter().map(|r| image_rng(self.config.seed, r.index)).collect();
         let shape = [geometry.channels, geometry.height, geometry.width];
         let noise = self.path.draw_noise(&mut rngs, shape, &self.device)?;
-        let mut velocity = guided(network(&self.net), &labels, null, self.config.guidance());
-        let solver = self.config.solver();
-        let sampled = sample_through(&self.path, &solver, &noise, &mut velocity, times, show)?;
+        let guidance = self.config.guidance();
+        let mut inner = guided(network(&self.net), &labels, null, guidance);
+        let mut null_passes = vec![vec![0; labels.len()]; geometry.levels];
+        let mut velocity = |query: &Query| {
+            let finest = (geometry.height / query.levels[0].dim(2)?).max(1).ilog2() as usize;
+            for (&sample, &time) in query.samples.iter().zip(query.times) {
+                null_passes[finest][sample] += usize::from(guidance.applies(time));
+            }
+            inner(query)
+        };
+        let mut sampled = match self.config.sde().filter(|_| times.is_empty()) {
+            Some(sde) => sde.sample(&self.path, &noise, &mut rngs, &mut velocity)?,
+            None => {
+                let solver = self.config.solver();
+                sample_through(&self.path, &solver, &noise, &mut velocity, times, show)?
+            }
+        };
+        for cost in &mut sampled.costs {
+            cost.null_passes = std::mem::take(&mut null_passes[cost.segment.level]);
+        }
         Ok((pyramid::merge(&sampled.levels)?, sampled.costs))
     }
 

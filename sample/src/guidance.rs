@@ -22,7 +22,8 @@ impl Default for Guidance {
 }
 
 impl Guidance {
-    fn applies(&self, time: f64) -> bool {
+    /// Whether the null half is computed at `time`.
+    pub fn applies(&self, time: f64) -> bool {
         self.scale != 1.0 && self.interval.0 <= time && time <= self.interval.1
     }
 }

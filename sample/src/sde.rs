@@ -3,8 +3,7 @@
 //!
 //! For each level dx = [v + w(t) C s] dt + sqrt(2 w(t)) dW with dW ~ N(0, C dt), C being the
 //! covariance of the level's noise and s the score. Increments drawn like the noise itself, as a
-//! pyramid, have that covariance, and C s = -E[noise | x_t] / sigma needs no inverse of it. SiT's
-//! SBDM coefficient is left out: it is infinite where a level starts, as alpha_k is 0 there.
+//! pyramid, have that covariance, and C s = -E[noise | x_t] / sigma needs no inverse of it.
 
 use crate::error::{Result, SampleError};
 use crate::segments::{Sampled, SegmentCost, segments};
@@ -30,6 +29,9 @@ pub enum Diffusion {
     Decreasing,
     /// sin(pi t)^2
     IncreasingDecreasing,
+    /// sigma^2 alpha' / alpha - sigma sigma', the score-based model's own. Refused: it is infinite
+    /// where a level starts, as alpha_k is 0 there.
+    Sbdm,
 }
 
 /// Settings of the stochastic sampler.
@@ -62,6 +64,7 @@ impl Diffusion {
             Self::Linear => 1.0 - t,
             Self::Decreasing => 0.25 * ((PI * t).cos() + 1.0).powi(2),
             Self::IncreasingDecreasing => (PI * t).sin().powi(2),
+            Self::Sbdm => f64::INFINITY,
         }
     }
 }
@@ -80,7 +83,8 @@ impl Sde {
         rngs: &mut [ChaCha8Rng],
         velocity: &mut Velocity,
     ) -> Result<Sampled> {
-        self.validate(path, noise)?;
+        self.validate()?;
+        Self::check_noise(path, noise)?;
         let (_, channels, height, width) = noise[0].dims4()?;
         let samples: Vec<usize> = (0..rngs.len()).collect();
         let mut levels: Vec<Tensor> = Vec::new();
@@ -117,14 +121,29 @@ impl Sde {
         Ok(Sampled { levels, costs })
     }
 
-    fn validate(&self, path: &Path, noise: &[Tensor]) -> Result<()> {
+    /// Checks what does not depend on the noise.
+    ///
+    /// # Errors
+    /// Names the setting that cannot be.
+    pub fn validate(&self) -> Result<()> {
+        if self.diffusion == Diffusion::Sbdm {
+            let reason = "sbdm is not defined on these paths, it is infinite where a level starts: \
+                          take constant, sigma, linear, decreasing or increasing-decreasing";
+            return Err(SampleError::setting("sample.diffusion", reason));
+        }
+        self.grid.times(0.0, 1.0)?;
         if !(self.norm >= 0.0 && self.norm.is_finite()) {
-            return Err(SampleError::setting("sde.norm", format!("{} is negative", self.norm)));
+            let reason = format!("{} is negative or not finite", self.norm);
+            return Err(SampleError::setting("sample.diffusion_norm", reason));
         }
         if !(0.0..1.0).contains(&self.last_step) {
             let reason = format!("{} is outside [0, 1)", self.last_step);
-            return Err(SampleError::setting("sde.last_step", reason));
+            return Err(SampleError::setting("sample.last_step", reason));
         }
+        Ok(())
+    }
+
+    fn check_noise(path: &Path, noise: &[Tensor]) -> Result<()> {
         if noise.len() != path.levels() {
             let reason = format!("has {} levels, not {}", noise.len(), path.levels());
             return Err(SampleError::setting("noise", reason));

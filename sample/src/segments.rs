@@ -30,6 +30,9 @@ pub struct SegmentCost {
     pub rejected: Vec<usize>,
     /// Calls of the velocity function.
     pub calls: usize,
+    /// Passes of the network for guidance's null half, of each sample: no function evaluations,
+    /// but computed all the same.
+    pub null_passes: Vec<usize>,
 }
 
 /// A sampled batch of pyramids.
@@ -118,7 +121,8 @@ impl Segment {
 
 impl SegmentCost {
     pub(crate) fn none(segment: Segment, batch: usize) -> Self {
-        Self { segment, evaluations: vec![0; batch], rejected: vec![0; batch], calls: 0 }
+        let none = || vec![0; batch];
+        Self { segment, evaluations: none(), rejected: none(), calls: 0, null_passes: none() }
     }
 
     pub(crate) fn add(&mut self, evaluations: &[usize], rejected: &[usize], calls: usize) {

@@ -10,7 +10,7 @@ use lapflow_model::normalization::Normalization;
 use lapflow_sample::images::npz::NpzFile;
 use lapflow_sample::images::{Compression, ImageSet, NpzImages};
 use lapflow_sample::job::Progress;
-use lapflow_sample::{Generator, Job, Labels, Output, Result, SampleConfig};
+use lapflow_sample::{Generator, Job, Labels, Output, Result, SampleConfig, SolverName};
 use rand_distr::{Distribution, Normal};
 use serde_json::json;
 use std::path::Path;
@@ -171,4 +171,67 @@ fn another_job_in_the_same_place_is_refused() {
     std::fs::write(&path, b"mine").unwrap();
     let output = Output::Npz(path, Compression::Stored);
     assert!(message(Job { output, ..begun }).contains("exists and is not of this job"));
+}
+
+#[test]
+fn guidance_s_second_half_is_counted() {
+    let root = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint(root.path());
+    let drawn = |cfg: f64, interval: [f64; 2]| {
+        let config = SampleConfig {
+            batch: 3,
+            cfg,
+            cfg_interval: interval,
+            solver: SolverName::Heun,
+            steps: 4,
+            ..Default::default()
+        };
+        let pixel = Autoencoder::Pixel;
+        let generator = Generator::new(&checkpoint, pixel, &config, &Device::Cpu, false).unwrap();
+        let folder = root.path().join(format!("{cfg}-{interval:?}"));
+        run(&job(Output::Folder(folder), (0, 1)), &generator).unwrap()
+    };
+    // Two steps of two evaluations in each of the two segments.
+    let plain = drawn(1.0, [0.0, 1.0]);
+    assert_eq!((plain.nfe(), plain.passes()), (8.0, 8.0));
+    let guided = drawn(2.0, [0.0, 1.0]);
+    assert_eq!((guided.nfe(), guided.passes()), (8.0, 16.0));
+    // Of the evaluations at 0, .25, .25, .5 and .5, .75, .75, 1 all but the first lie inside.
+    let late = drawn(2.0, [0.25, 1.0]);
+    assert_eq!((late.nfe(), late.passes()), (8.0, 15.0));
+    let passes: Vec<_> = late.costs.iter().map(|cost| (cost.level, cost.passes)).collect();
+    assert_eq!(passes, [(1, 7 * COUNT as usize), (0, 8 * COUNT as usize)]);
+}
+
+#[test]
+fn the_stochastic_sampler_keeps_the_promises_of_a_job() {
+    let root = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint(root.path());
+    let generator = |batch: usize, diffusion_norm: f64| {
+        let solver = SolverName::Sde;
+        let config = SampleConfig { solver, steps: 6, diffusion_norm, batch, ..Default::default() };
+        Generator::new(&checkpoint, Autoencoder::Pixel, &config, &Device::Cpu, false).unwrap()
+    };
+    let drawn = |name: &str, generator: &Generator, workers: u64| {
+        let folder = root.path().join(name);
+        for worker in 0..workers {
+            run(&job(Output::Folder(folder.clone()), (worker, workers)), generator).unwrap();
+        }
+        pixels(&folder)
+    };
+    let whole = drawn("whole", &generator(7, 1.0), 1);
+    assert!(whole == drawn("sharded", &generator(2, 1.0), 2));
+    assert!(whole != drawn("quiet", &generator(7, 0.0), 1));
+}
+
+#[test]
+fn another_autoencoder_than_the_checkpoint_s_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint(root.path());
+    let builtin = || Autoencoder::open(&Default::default(), &Device::Cpu).unwrap();
+    let config = SampleConfig::default();
+    let refused = Generator::new(&checkpoint, builtin(), &config, &Device::Cpu, false);
+    let message = refused.err().unwrap().to_string();
+    assert!(message.contains("pixel") && message.contains("kl"), "{message}");
+    assert!(Generator::new(&checkpoint, builtin(), &config, &Device::Cpu, true).is_ok());
 }

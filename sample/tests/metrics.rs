@@ -3,8 +3,10 @@
 use candle_core::{Device, Tensor};
 use lapflow_ingest::RgbImage;
 use lapflow_model::weights::Weights;
+use lapflow_sample::images::png::write_png;
 use lapflow_sample::metrics::{
-    Inception, InceptionScore, KidConfig, Statistics, frechet_distance, kid, precision_recall,
+    EvalConfig, Extractor, Inception, InceptionScore, KidConfig, Metric, Statistics, Summary,
+    evaluate, frechet_distance, kid, precision_recall,
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -13,6 +15,13 @@ use std::collections::BTreeMap;
 struct Golden {
     statistics: Vec<StatisticsCase>,
     inception: InceptionGolden,
+    small_sets: SmallSets,
+}
+
+#[derive(Deserialize)]
+struct SmallSets {
+    fid: f64,
+    sfid: f64,
 }
 
 #[derive(Deserialize)]
@@ -120,15 +129,50 @@ fn scores_agree_with_pytorch_fid_and_torch_fidelity() {
     }
 }
 
-#[test]
-fn inception_agrees_with_pytorch_fid() {
-    let golden = golden().inception;
+/// Inception with hashed weights.
+fn network(golden: &InceptionGolden) -> Inception {
     let tensors =
         golden.shapes.iter().map(|(name, shape)| (name.clone(), weight(name, shape))).collect();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hashed.safetensors");
     Weights::write(&path, &tensors, &BTreeMap::new()).unwrap();
-    let network = Inception::open(&path, &Device::Cpu).unwrap();
+    Inception::open(&path, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn fid_and_sfid_of_small_sets_agree_with_adm_s_definition() {
+    let golden = golden();
+    let extractor = Extractor::Inception(Box::new(network(&golden.inception)));
+    let folder = tempfile::tempdir().unwrap();
+    let config = EvalConfig {
+        metrics: vec![Metric::Fid, Metric::Sfid],
+        allow_few: true,
+        ..Default::default()
+    };
+    let summary = |name: &str, count: usize| {
+        let pixels: Vec<u8> =
+            hashed(name, count * 24 * 24 * 3).iter().map(|v| (v * 256.0) as u8).collect();
+        for (i, image) in pixels.chunks(24 * 24 * 3).enumerate() {
+            let path = folder.path().join(name).join(format!("{i}.png"));
+            write_png(&path, (24, 24), image).unwrap();
+        }
+        let needs = config.needs(&extractor).unwrap();
+        Summary::read(&folder.path().join(name), &extractor, needs, 4, &mut |_| ()).unwrap()
+    };
+    let scores = evaluate(summary("set a", 6), summary("set b", 5), &extractor, &config).unwrap();
+    let (fid, sfid) = (scores.fid.unwrap(), scores.sfid.unwrap());
+    eprintln!(
+        "FID {fid} for {}, sFID {sfid} for {}",
+        golden.small_sets.fid, golden.small_sets.sfid
+    );
+    assert!(close(fid, golden.small_sets.fid, 1e-4), "FID {fid}");
+    assert!(close(sfid, golden.small_sets.sfid, 1e-4), "sFID {sfid}");
+}
+
+#[test]
+fn inception_agrees_with_pytorch_fid() {
+    let golden = golden().inception;
+    let network = network(&golden);
     for case in golden.cases {
         let (height, width) = (case.height, case.width);
         let bytes = height * width * 3;

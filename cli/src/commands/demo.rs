@@ -3,7 +3,7 @@
 //! Renders an image set, then goes through the same code as the commands: encode, train, sample,
 //! score, report. Started again, it goes on where it was.
 
-use super::{Context, encode, report, sample, train};
+use super::{Context, encode, eval, report, sample, train};
 use crate::config::Config;
 use crate::demo::{CLASSES, score, write_set};
 use crate::report::grid::{encode_png, grid};
@@ -66,10 +66,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         bail!("stopped; the same command goes on where it was");
     }
     let (checkpoint, _) = sample::find(&config.train.folder)?;
-    let generator = sample::generator(&checkpoint, &config.sample, context, None, false)?;
+    let generator = sample::generator(&checkpoint, &config.sample, context)?;
     let samples = stages.time("sample", || draw(&generator))?;
     let score = stages.time("score", || {
         let labels: Vec<usize> = (0..samples.len()).map(|i| i / SCORED).collect();
+        let distances = score::distances(&images, &samples)?;
+        let folder = config.train.folder.join(report::scores::FOLDER);
+        for (name, scores) in ["samples", "held-out"].iter().zip(&distances) {
+            eval::save(scores, &folder.join(format!("{name}.json")))?;
+        }
         score::score(&images, &samples, &labels)
     })?;
     let grid_file = out.join("samples.png");

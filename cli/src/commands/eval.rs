@@ -1,8 +1,11 @@
 //! `lapflow eval`: scores of one image set against another.
 
-use super::Context;
+pub mod dataset;
+
+use super::{Context, JsonTarget, json_target};
 use crate::progress::Progress;
 use anyhow::{Context as _, Result, bail};
+use dataset::{DecodedDataset, is_dataset};
 use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, WeightsSource};
 use lapflow_sample::images::Partial;
 use lapflow_sample::metrics::{
@@ -15,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// Arguments of `lapflow eval`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Samples: a folder, .npz, .parquet or saved statistics
+    /// Samples: a folder, .npz, .parquet, a dataset or saved statistics
     samples: PathBuf,
     /// What to compare them with, in any of these forms
     reference: PathBuf,
@@ -28,6 +31,10 @@ pub struct Args {
     /// Without Inception: pixel, or an autoencoder's file (or encoder and decoder), for fd-latent
     #[arg(long, value_name = "FILE", num_args = 1..=2)]
     autoencoder: Vec<PathBuf>,
+    /// The autoencoder of a dataset that is compared, to decode it: builtin and pixel are found
+    /// without
+    #[arg(long, value_name = "FILE", num_args = 1..=2)]
+    decoder: Vec<PathBuf>,
     /// Images that go through the network together
     #[arg(long, default_value_t = EvalConfig::default().batch)]
     batch: usize,
@@ -37,9 +44,12 @@ pub struct Args {
     /// Save the reference's statistics, in the form of ADM's reference files
     #[arg(long, value_name = "FILE.npz")]
     save_reference: Option<PathBuf>,
-    /// Write the result to this file, too
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    /// Print the result as JSON, or write it to FILE
+    #[arg(
+        long, id = "json", value_name = "FILE", num_args = 0..=1, value_parser = json_target,
+        default_value = "false", default_missing_value = "true", hide_default_value = true
+    )]
+    pub json: JsonTarget,
 }
 
 fn metric(text: &str) -> Result<Metric, String> {
@@ -60,22 +70,18 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         bail!("--batch: must be positive");
     }
     let needs = config.needs(&extractor)?;
-    let samples = summary(&args.samples, &extractor, needs, config.batch)?;
-    let reference = summary(&args.reference, &extractor, needs, config.batch)?;
+    let samples = args.summary(&args.samples, &extractor, needs, context)?;
+    let reference = args.summary(&args.reference, &extractor, needs, context)?;
     if let Some(path) = &args.save_reference {
         reference.save(path)?;
     }
     let scores = evaluate(samples, reference, &extractor, &config)?;
-    let text = serde_json::to_string_pretty(&scores)?;
-    if let Some(path) = &args.out {
-        let mut file = Partial::create(path)?;
-        file.write_all(text.as_bytes()).with_context(|| path.display().to_string())?;
-        file.keep()?;
+    if let JsonTarget::File(path) = &args.json {
+        save(&scores, path)?;
     }
-    if context.json {
-        println!("{text}")
-    } else {
-        print(&scores)
+    match args.json {
+        JsonTarget::Stdout => println!("{}", serde_json::to_string_pretty(&scores)?),
+        _ => print(&scores),
     }
     Ok(())
 }
@@ -95,17 +101,40 @@ impl Args {
         let config = AutoencoderConfig { weights, ..AutoencoderConfig::default() };
         Ok(Extractor::Latents(Box::new(Autoencoder::open(&config, device)?), device.clone()))
     }
+
+    fn summary(
+        &self,
+        path: &Path,
+        extractor: &Extractor,
+        needs: Needs,
+        context: &Context,
+    ) -> Result<Summary> {
+        let mut progress = Progress::new("eval", "images", 0, 0);
+        let mut images = 0;
+        let mut count = |so_far| {
+            images = so_far;
+            progress.update(so_far as u64, &path.display().to_string());
+        };
+        let read = if is_dataset(path) {
+            let named = WeightsSource::from_paths(&self.decoder);
+            let dataset = DecodedDataset::open(&path.to_string_lossy(), named, context)?;
+            Summary::of_batches(path, extractor, needs, &mut count, |each| {
+                dataset.for_batches(self.batch, each)
+            })
+        } else {
+            Summary::read(path, extractor, needs, self.batch, &mut count)
+        };
+        progress.finish(&format!("{images} images of {}", path.display()));
+        Ok(read?)
+    }
 }
 
-fn summary(path: &Path, extractor: &Extractor, needs: Needs, batch: usize) -> Result<Summary> {
-    let mut progress = Progress::new("eval", "images", 0, 0);
-    let mut images = 0;
-    let read = Summary::read(path, extractor, needs, batch, &mut |count| {
-        images = count;
-        progress.update(count as u64, &path.display().to_string());
-    });
-    progress.finish(&format!("{images} images of {}", path.display()));
-    Ok(read?)
+/// Writes an evaluation as JSON, whole or not at all.
+pub fn save(scores: &Evaluation, path: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(scores)?;
+    let mut file = Partial::create(path)?;
+    file.write_all(text.as_bytes()).with_context(|| path.display().to_string())?;
+    Ok(file.keep()?)
 }
 
 fn print(scores: &Evaluation) {
@@ -122,6 +151,20 @@ fn print(scores: &Evaluation) {
     number("recall", scores.precision_recall.map(|pair| pair.recall));
     number("IS", scores.inception_score.map(|score| score.mean));
     number("KID x 1000", scores.kid.map(|kid| kid.mean * 1000.0));
-    line("features", scores.extractor.name.clone());
+    line("samples", side(&scores.samples));
+    line("reference", side(&scores.reference));
+    let hash = scores.extractor.weights_sha256.as_deref().unwrap_or("none");
+    line("features", format!("{}, weights {hash}", scores.extractor.name));
+    line("resizing", scores.extractor.input.clone());
     scores.warnings.iter().for_each(|warning| eprintln!("lapflow: warning: {warning}"));
+}
+
+/// What one side is, in one line.
+fn side(summary: &Summary) -> String {
+    let images = summary.images.map_or("an unknown number of".into(), |count| count.to_string());
+    let content = summary.content.as_ref().map_or("saved statistics".into(), |content| {
+        let formats: Vec<&str> = content.formats.keys().map(String::as_str).collect();
+        format!("{}x{}, {}", content.width, content.height, formats.join(" and "))
+    });
+    format!("{}: {images} images, {content}", summary.source.display())
 }

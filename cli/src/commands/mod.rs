@@ -15,7 +15,8 @@ mod train;
 use crate::device::DeviceChoice;
 use crate::signals::stop_flag;
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::runtime::Runtime;
@@ -29,9 +30,30 @@ pub struct Cli {
     /// auto, cpu or cuda:N
     #[arg(long, global = true, default_value = "auto")]
     device: DeviceChoice,
-    /// Print the result as JSON
-    #[arg(long, global = true)]
-    json: bool,
+    /// Print the result as JSON (eval --json FILE: write it there)
+    #[arg(long, global = true, action = ArgAction::SetTrue, value_parser = json_target)]
+    json: JsonTarget,
+}
+
+/// Where a result goes as JSON. `eval` has its own `--json` of this type and the same id, which
+/// may name a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JsonTarget {
+    /// Nowhere: the result is for people.
+    None,
+    /// To stdout.
+    Stdout,
+    /// To a file, beside the words on stdout.
+    File(PathBuf),
+}
+
+/// A flag's `true` or `false`, or a file's name.
+pub fn json_target(text: &str) -> Result<JsonTarget, std::convert::Infallible> {
+    Ok(match text {
+        "false" => JsonTarget::None,
+        "true" => JsonTarget::Stdout,
+        file => JsonTarget::File(file.into()),
+    })
 }
 
 #[derive(Subcommand)]
@@ -76,7 +98,8 @@ pub struct Context {
 pub fn run(cli: Cli) -> Result<()> {
     let runtime = Runtime::new()?;
     let stop = runtime.block_on(async { stop_flag() })?;
-    let context = Context { runtime, device: cli.device.open()?, json: cli.json, stop };
+    let json = cli.json == JsonTarget::Stdout;
+    let context = Context { runtime, device: cli.device.open()?, json, stop };
     match cli.command {
         Command::Demo(args) => demo::run(&args, &context),
         Command::Ingest(args) => ingest::run(&args, &context),
@@ -89,5 +112,37 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Convert(args) => convert::run(&args, &context),
         Command::Flops(args) => flops::run(&args, &context),
         Command::Report(args) => report::run(&args, &context),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn json(arguments: &str) -> (JsonTarget, Option<JsonTarget>) {
+        let cli = Cli::try_parse_from(arguments.split(' ')).unwrap();
+        let eval = match &cli.command {
+            Command::Eval(args) => Some(args.json.clone()),
+            _ => None,
+        };
+        (cli.json, eval)
+    }
+
+    #[test]
+    fn arguments_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn json_is_a_switch_and_eval_s_may_name_a_file() {
+        let stdout = || JsonTarget::Stdout;
+        assert_eq!(json("lapflow flops"), (JsonTarget::None, None));
+        assert_eq!(json("lapflow flops --json"), (stdout(), None));
+        assert_eq!(json("lapflow --json flops"), (stdout(), None));
+        assert_eq!(json("lapflow eval a b").1, Some(JsonTarget::None));
+        assert_eq!(json("lapflow eval a b --json"), (stdout(), Some(stdout())));
+        let file = JsonTarget::File("scores.json".into());
+        assert_eq!(json("lapflow eval a b --json scores.json").1, Some(file));
     }
 }

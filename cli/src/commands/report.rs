@@ -1,6 +1,10 @@
 //! `lapflow report`: one HTML page that shows a run.
 
+mod neighbours;
+pub mod scores;
+
 use super::Context;
+use super::eval::dataset::raw_levels;
 use super::flops::single_scale;
 use super::sample::{find, generator};
 use crate::config::Config;
@@ -29,6 +33,8 @@ const SHOWN_IMAGES: usize = 8;
 /// Samples a class, and classes, that the sample grid shows.
 const SAMPLES_PER_CLASS: usize = 8;
 const SHOWN_CLASSES: usize = 16;
+/// Samples that stand beside their nearest training images.
+const NEIGHBOURS: usize = 8;
 /// Value that the trajectory shows as white: three standard deviations of normalized latents.
 const TRAJECTORY_RANGE: f64 = 3.0;
 /// Times at which the trajectory is shown, beside its end.
@@ -56,11 +62,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 pub fn write(run: &Path, out: &Path, first: Vec<Section>, context: &Context) -> Result<()> {
     let (checkpoint, config) = find(run)?;
     let config = config.with_context(|| format!("{}: no config.toml in it", run.display()))?;
-    let generator = generator(&checkpoint, &config.sample, context, None, false)?;
+    let generator = generator(&checkpoint, &config.sample, context)?;
     let lines = RunFolder::open(run)?.read_metrics()?;
     let mut sections = first;
-    sections.push(samples(&generator)?);
-    sections.push(data(&config, &generator, context)?);
+    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
+    sections.push(samples(&generator, &dataset, context)?);
+    sections.push(scores::scores(run)?);
+    sections.push(data(&config, &dataset, &generator, context)?);
     sections.push(training(&lines));
     sections.push(costs(generator.card())?);
     let report = Report {
@@ -76,8 +84,8 @@ pub fn write(run: &Path, out: &Path, first: Vec<Section>, context: &Context) -> 
     fs::write(out, render_html(&report)).with_context(|| out.display().to_string())
 }
 
-/// Samples of every class, and how one of them came to be.
-fn samples(generator: &Generator) -> Result<Section> {
+/// Samples of every class, what is nearest to them, and how one of them came to be.
+fn samples(generator: &Generator, dataset: &Dataset, context: &Context) -> Result<Section> {
     let classes = &generator.card().classes;
     let shown = classes.len().clamp(1, SHOWN_CLASSES);
     let requests: Vec<Request> = (0..shown * SAMPLES_PER_CLASS)
@@ -93,10 +101,13 @@ fn samples(generator: &Generator) -> Result<Section> {
     }
     let caption = "Samples, drawn from the averaged weights, a row a class".into();
     let grid = Figure { caption, rows, zoom: Zoom::Smooth };
+    let step = (requests.len() / NEIGHBOURS).max(1);
+    let some: Vec<Request> = requests.iter().copied().step_by(step).take(NEIGHBOURS).collect();
+    let neighbours = neighbours::neighbours(generator, dataset, &some, context)?;
     let trajectory = trajectory(generator, requests[0])?;
     Ok(Section {
         title: "Samples".into(),
-        blocks: vec![Block::Figure(grid), Block::Figure(trajectory)],
+        blocks: [grid, neighbours, trajectory].map(Block::Figure).into(),
     })
 }
 
@@ -141,8 +152,12 @@ fn trajectory(generator: &Generator, request: Request) -> Result<Figure> {
 }
 
 /// Images of the dataset beside their reconstructions and pyramid levels.
-fn data(config: &Config, generator: &Generator, context: &Context) -> Result<Section> {
-    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
+fn data(
+    config: &Config,
+    dataset: &Dataset,
+    generator: &Generator,
+    context: &Context,
+) -> Result<Section> {
     let rows: Vec<Row> = context.runtime.block_on(async {
         use futures::StreamExt;
         dataset.scan().take(SHOWN_IMAGES).try_collect().await
@@ -155,16 +170,7 @@ fn data(config: &Config, generator: &Generator, context: &Context) -> Result<Sec
     let mut reconstructions = Vec::new();
     let mut levels = vec![Vec::new(); specs.len()];
     for row in &rows {
-        let raw = row
-            .levels
-            .iter()
-            .zip(specs)
-            .map(|(bytes, spec)| {
-                let values = dataset.metadata().dtype.decode(bytes);
-                let shape = (1, spec.channels, spec.height, spec.width);
-                candle_core::Tensor::from_vec(values, shape, &context.device)
-            })
-            .collect::<candle_core::Result<Vec<_>>>()?;
+        let raw = raw_levels(std::slice::from_ref(row), dataset.metadata(), context)?;
         let normalized = generator.card().normalization.apply(&raw)?;
         let image = generator.decode(&pyramid::merge(&normalized)?)?;
         let (_, _, height, width) = image.dims4()?;

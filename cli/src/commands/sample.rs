@@ -1,10 +1,10 @@
 //! `lapflow sample`: image sets from a checkpoint.
 
 use super::Context;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::progress::Progress as Bar;
-use anyhow::{Context as _, Result, bail};
-use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, Tiling};
+use anyhow::{Context as _, Result, anyhow, bail};
+use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, Tiling, WeightsSource};
 use lapflow_model::checkpoint::{Card, Checkpoint};
 use lapflow_model::flow::Path as FlowPath;
 use lapflow_model::net::cost;
@@ -33,12 +33,15 @@ pub struct Args {
     /// Classifier-free guidance scale
     #[arg(long)]
     cfg: Option<f64>,
-    /// dopri5, euler, midpoint or heun
+    /// dopri5, euler, midpoint, heun or sde (Euler-Maruyama)
     #[arg(long, value_parser = solver_name)]
     solver: Option<SolverName>,
     /// Steps of a fixed-step solver
     #[arg(long)]
     steps: Option<usize>,
+    /// Replace one value of [sample], e.g. rtol=1e-4, cfg_interval=[0.2,0.9] or diffusion=linear
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Seed of the set
     #[arg(long)]
     seed: Option<u64>,
@@ -48,16 +51,20 @@ pub struct Args {
     /// Decode in pieces of so many latent pixels a side, instead of what the training config says
     #[arg(long)]
     tile: Option<usize>,
-    /// Draw part i of N (0/4 .. 3/4) of the set
-    #[arg(long, default_value = "0/1")]
-    shard: Worker,
+    /// Draw part i of N (0/4 .. 3/4) of the set; without it LAPFLOW_SHARD or the scheduler tells
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Worker>,
+    /// The autoencoder, where it is not found at the place the checkpoint names: builtin, pixel, or
+    /// its file (or encoder and decoder)
+    #[arg(long, value_name = "FILE", num_args = 1..=2)]
+    autoencoder: Vec<PathBuf>,
     /// Decode even where the autoencoder is not the one that made the latents
     #[arg(long)]
     force: bool,
 }
 
 fn solver_name(text: &str) -> Result<SolverName, String> {
-    serde_json::from_value(json!(text)).map_err(|_| "dopri5, euler, midpoint or heun".into())
+    serde_json::from_value(json!(text)).map_err(|_| "dopri5, euler, midpoint, heun or sde".into())
 }
 
 /// Runs the command.
@@ -72,10 +79,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         batch: args.batch.unwrap_or(base.batch),
         ..base
     };
-    let generator = generator(&checkpoint, &config, context, args.tile, args.force)?;
+    let config = with_values(config, &args.set)?;
+    let share = Worker::detect(args.shard, &|name| std::env::var(name).ok())?;
+    let autoencoder = Autoencoder::open(&args.autoencoder(&checkpoint)?, &context.device)?;
+    let generator =
+        Generator::new(&checkpoint, autoencoder, &config, &context.device, args.force)?;
     let job = Job {
         count: args.count,
-        shard: (args.shard.index, args.shard.count),
+        shard: (share.worker.index, share.worker.count),
         labels: Labels::parse(&args.labels, &checkpoint.card.classes)?,
         output: Output::from_path(&args.out, Compression::Deflate),
     };
@@ -96,15 +107,24 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// `config` with single values replaced.
+fn with_values(config: SampleConfig, set: &[String]) -> Result<SampleConfig> {
+    let mut table = toml::Table::try_from(&config)?;
+    for assignment in set {
+        config::set(&mut table, assignment)?;
+    }
+    table.try_into().map_err(|e: toml::de::Error| anyhow!("--set: {}", e.message()))
+}
+
 fn rate(state: &Progress) -> f64 {
     state.drawn as f64 / state.seconds.max(1e-9)
 }
 
-/// Multiply-accumulates a drawn image, guidance not counted twice.
+/// Multiply-accumulates a drawn image, guidance's null halves included.
 fn macs(state: &Progress, card: &Card) -> Result<f64> {
     let cost = cost(&card.model, &card.geometry, &FlowPath::new(&card.flow)?);
-    let of_level = |&(level, sum): &(usize, usize)| cost.segment_macs[level] as f64 * sum as f64;
-    let total: f64 = state.evaluations.iter().map(of_level).sum();
+    let total: f64 =
+        state.costs.iter().map(|c| cost.segment_macs[c.level] as f64 * c.passes as f64).sum();
     Ok(total / state.drawn.max(1) as f64)
 }
 
@@ -114,16 +134,19 @@ fn print(args: &Args, state: &Progress, card: &Card, context: &Context) -> Resul
         let summary = json!({
             "out": args.out, "drawn": state.drawn, "found": state.found,
             "complete": state.complete, "seconds": state.seconds,
-            "images_per_second": rate, "nfe": nfe, "macs_per_image": macs,
+            "images_per_second": rate, "nfe": nfe, "passes": state.passes(),
+            "macs_per_image": macs,
         });
         println!("{summary}");
     } else {
         println!("{}", args.out.display());
     }
     eprintln!(
-        "sample: {} images in {:.1} s, {rate:.2} images/s, {nfe:.1} NFE and {:.2} GMACs an image",
+        "sample: {} images in {:.1} s, {rate:.2} images/s; {nfe:.1} NFE, {:.1} passes of the network \
+         and {:.2} GMACs an image",
         state.drawn,
         state.seconds,
+        state.passes(),
         macs / 1e9
     );
     Ok(())
@@ -147,15 +170,27 @@ pub fn generator(
     checkpoint: &Checkpoint,
     config: &SampleConfig,
     context: &Context,
-    tile: Option<usize>,
-    forced: bool,
 ) -> Result<Generator> {
-    let mut source: AutoencoderConfig =
-        serde_json::from_value(checkpoint.card.autoencoder_config.clone())
-            .context("the checkpoint's autoencoder")?;
-    if let Some(tile) = tile {
-        source.tiling = Some(Tiling { tile, ..source.tiling.unwrap_or_default() });
+    let autoencoder = Autoencoder::open(&named(checkpoint)?, &context.device)?;
+    Ok(Generator::new(checkpoint, autoencoder, config, &context.device, false)?)
+}
+
+/// What the checkpoint says of its autoencoder.
+fn named(checkpoint: &Checkpoint) -> Result<AutoencoderConfig> {
+    serde_json::from_value(checkpoint.card.autoencoder_config.clone())
+        .context("the checkpoint's autoencoder")
+}
+
+impl Args {
+    /// The checkpoint's autoencoder, or the one given, and how it decodes.
+    fn autoencoder(&self, checkpoint: &Checkpoint) -> Result<AutoencoderConfig> {
+        let mut source = match WeightsSource::from_paths(&self.autoencoder) {
+            Some(weights) => AutoencoderConfig { weights, ..AutoencoderConfig::default() },
+            None => named(checkpoint)?,
+        };
+        if let Some(tile) = self.tile {
+            source.tiling = Some(Tiling { tile, ..source.tiling.unwrap_or_default() });
+        }
+        Ok(source)
     }
-    let autoencoder = Autoencoder::open(&source, &context.device)?;
-    Ok(Generator::new(checkpoint, autoencoder, config, &context.device, forced)?)
 }

@@ -2,8 +2,12 @@
 
 use super::render::{CLASSES, render};
 use anyhow::{Context, Result};
+use candle_core::Device;
 use image::imageops::{FilterType, resize};
 use image::{DynamicImage, RgbImage};
+use lapflow_model::autoencoder::Autoencoder;
+use lapflow_sample::images::SetContent;
+use lapflow_sample::metrics::{EvalConfig, Evaluation, Extractor, Summary, evaluate};
 use rayon::prelude::*;
 use std::fs;
 use std::path::Path;
@@ -43,15 +47,51 @@ pub fn score(images: &Path, samples: &[DynamicImage], labels: &[usize]) -> Resul
         let right = nearest.iter().zip(labels).filter(|&(&n, &l)| training[n].class == l).count();
         right as f64 / labels.len().max(1) as f64
     };
-    let (held_out, held_labels): (Vec<DynamicImage>, Vec<usize>) = (0..CLASSES.len())
-        .flat_map(|class| HELD_OUT.map(move |seed| (render(class, seed, size).into(), class)))
-        .unzip();
+    let (held_out, held_labels) = held_out(size);
     let neighbours = samples.iter().zip(&nearest);
     Ok(Score {
         agreement: agree(&nearest, labels),
         agreement_held_out: agree(&self::nearest(&training, &held_out), &held_labels),
         neighbours: neighbours.map(|(s, &n)| (s.clone(), training[n].image.clone())).collect(),
     })
+}
+
+/// Pictures that no training set holds, and their classes.
+fn held_out(size: u32) -> (Vec<DynamicImage>, Vec<usize>) {
+    let of_class = |class| HELD_OUT.map(move |seed| (render(class, seed, size).into(), class));
+    (0..CLASSES.len()).flat_map(of_class).unzip()
+}
+
+/// Frechet distances in pixel space (16 x 16) from the training pictures in `images`: of the
+/// samples, and as the measure of them, of as many held-out pictures.
+///
+/// So few images are far too few for a score to be compared with published ones, which the
+/// evaluations say.
+///
+/// # Errors
+/// When a training picture cannot be read.
+pub fn distances(images: &Path, samples: &[DynamicImage]) -> Result<[Evaluation; 2]> {
+    let extractor = Extractor::Latents(Box::new(Autoencoder::Pixel), Device::Cpu);
+    let config = EvalConfig { allow_few: true, ..EvalConfig::default() };
+    let needs = config.needs(&extractor)?;
+    let reference = Summary::read(images, &extractor, needs, config.batch, &mut |_| ())?;
+    let size = samples.first().map_or(64, |sample| sample.width());
+    let distance = |name: &str, pictures: &[DynamicImage]| -> Result<Evaluation> {
+        let feed = |each: &mut dyn FnMut(&[lapflow_ingest::RgbImage]) -> _| {
+            let rgb = |picture: &DynamicImage| lapflow_ingest::RgbImage {
+                width: picture.width(),
+                height: picture.height(),
+                pixels: picture.to_rgb8().into_raw(),
+            };
+            each(&pictures.iter().map(rgb).collect::<Vec<_>>())?;
+            let formats = [("rendered".to_string(), pictures.len())].into();
+            Ok(SetContent { images: pictures.len(), width: size, height: size, formats })
+        };
+        let set = Summary::of_batches(name.as_ref(), &extractor, needs, &mut |_| (), feed)?;
+        Ok(evaluate(set, reference.clone(), &extractor, &config)?)
+    };
+    let held_out = held_out(size).0;
+    Ok([distance("the demo's samples", samples)?, distance("held-out pictures", &held_out)?])
 }
 
 /// Position of the nearest training picture of each image.

@@ -61,10 +61,21 @@ pub struct Progress {
     pub total: u64,
     /// Seconds since the start.
     pub seconds: f64,
-    /// Finest active level and function evaluations, summed over the drawn images.
-    pub evaluations: Vec<(usize, usize)>,
+    /// The cost of each level's segment, summed over the drawn images.
+    pub costs: Vec<LevelCost>,
     /// Whether the set is complete and in its final form.
     pub complete: bool,
+}
+
+/// What the drawn images cost while one level was the finest active one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LevelCost {
+    /// The finest active level.
+    pub level: usize,
+    /// Function evaluations: guided or not, a velocity counts once.
+    pub evaluations: usize,
+    /// Passes of the network: the velocities, and guidance's null halves.
+    pub passes: usize,
 }
 
 impl Output {
@@ -178,17 +189,27 @@ impl Progress {
     fn add(&mut self, costs: &[SegmentCost]) {
         for cost in costs {
             let level = cost.segment.level;
-            let sum: usize = cost.evaluations.iter().sum();
-            match self.evaluations.iter_mut().find(|(known, _)| *known == level) {
-                Some((_, total)) => *total += sum,
-                None => self.evaluations.push((level, sum)),
+            let evaluations: usize = cost.evaluations.iter().sum();
+            let passes = evaluations + cost.null_passes.iter().sum::<usize>();
+            match self.costs.iter_mut().find(|known| known.level == level) {
+                Some(known) => {
+                    known.evaluations += evaluations;
+                    known.passes += passes;
+                }
+                None => self.costs.push(LevelCost { level, evaluations, passes }),
             }
         }
     }
 
-    /// Function evaluations a drawn image.
+    /// Function evaluations a drawn image, as the field counts them: a guided velocity is one.
     pub fn nfe(&self) -> f64 {
-        let total: usize = self.evaluations.iter().map(|(_, sum)| sum).sum();
+        let total: usize = self.costs.iter().map(|cost| cost.evaluations).sum();
+        total as f64 / self.drawn.max(1) as f64
+    }
+
+    /// Passes of the network a drawn image, guidance's null halves included.
+    pub fn passes(&self) -> f64 {
+        let total: usize = self.costs.iter().map(|cost| cost.passes).sum();
         total as f64 / self.drawn.max(1) as f64
     }
 }

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 /// Fewer images than these make a Frechet distance mostly bias.
 pub const IMAGES_MIN: usize = 10_000;
 
+/// The "format" of images that were decoded from a dataset's latents.
+pub const DECODED_LATENTS: &str = "decoded latents";
+
 /// A score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -197,6 +200,13 @@ fn warnings(samples: &Summary, reference: &Summary, config: &EvalConfig) -> Resu
             None => {
                 warnings.push(format!("{source}: does not say which images and network it is of"))
             }
+        }
+        let decoded =
+            |content: &crate::images::SetContent| content.formats.contains_key(DECODED_LATENTS);
+        if side.content.as_ref().is_some_and(decoded) {
+            warnings.push(format!(
+                "{source}: its images were decoded from latents, they are not the originals"
+            ));
         }
         let lossy = |content: &&crate::images::SetContent| {
             content.formats.contains_key("JPEG") || content.formats.contains_key("WebP")

@@ -16,7 +16,7 @@ mod neighbours;
 mod statistics;
 mod summary;
 
-pub use evaluation::{EvalConfig, Evaluation, IMAGES_MIN, Metric, evaluate};
+pub use evaluation::{DECODED_LATENTS, EvalConfig, Evaluation, IMAGES_MIN, Metric, evaluate};
 pub use extractor::{Extractor, ExtractorIdentity};
 pub use frechet::frechet_distance;
 pub use inception::{Inception, InceptionFeatures};

@@ -8,6 +8,7 @@ use crate::error::{Result, SampleError};
 use crate::images::npy::{Element, Header};
 use crate::images::npz::{NpzFile, write_arrays};
 use crate::images::{ImageSet, SetContent};
+use lapflow_ingest::RgbImage;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -80,26 +81,32 @@ impl Summary {
                 return Self::load(path, npz, &extractor.identity());
             }
         }
-        Self::of_images(path, extractor, needs, batch, progress)
+        let set = ImageSet::open(path)?;
+        Self::of_batches(path, extractor, needs, progress, |each| set.for_batches(batch, each))
     }
 
-    fn of_images(
+    /// Summarises the images, of one size, that `feed` hands to the function it is given.
+    ///
+    /// # Errors
+    /// When a feature is not finite, there is no image, and whatever `feed` returns.
+    pub fn of_batches(
         path: &Path,
         extractor: &Extractor,
         needs: Needs,
-        batch: usize,
         progress: &mut dyn FnMut(usize),
+        feed: impl FnOnce(&mut dyn FnMut(&[RgbImage]) -> Result<()>) -> Result<SetContent>,
     ) -> Result<Self> {
         let mut gathered: Option<Gathered> = None;
         let mut images = 0;
-        let content = ImageSet::open(path)?.for_batches(batch, &mut |batch| {
+        let content = feed(&mut |batch| {
             let features = extractor.features(batch)?;
             gathered.get_or_insert_with(|| Gathered::new(features.dims, needs)).push(features)?;
             images += batch.len();
             progress(images);
             Ok(())
         })?;
-        let gathered = gathered.expect("an image set without images is an error");
+        let none = || SampleError::file(path, "holds no images");
+        let gathered = gathered.ok_or_else(none)?;
         Ok(Self {
             source: path.to_path_buf(),
             images: Some(images),

@@ -172,3 +172,17 @@ fn another_job_in_the_same_place_is_refused() {
     let output = Output::Npz(path, Compression::Stored);
     assert!(message(Job { output, ..begun }).contains("exists and is not of this job"));
 }
+
+#[test]
+fn another_autoencoder_is_refused_unless_forced() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut checkpoint = checkpoint(folder.path());
+    checkpoint.card.autoencoder["sha256"] = json!("c0ffee");
+    let open = |forced| {
+        let config = SampleConfig { weights: WeightSet::Raw, ..Default::default() };
+        Generator::new(&checkpoint, Autoencoder::Pixel, &config, &Device::Cpu, forced)
+    };
+    let error = open(false).err().expect("refused").to_string();
+    assert!(error.contains("\"sha256\":\"c0ffee\""), "{error}");
+    assert!(open(true).is_ok());
+}

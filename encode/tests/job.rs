@@ -9,7 +9,7 @@ use candle_core::Device;
 use common::Fixture;
 use lapflow_encode::{Draft, EncodeError, Status};
 use lapflow_ingest::IngestConfig;
-use lapflow_model::autoencoder::Autoencoder;
+use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, Tiling};
 use lapflow_store::{Dtype, Posterior, Worker};
 
 /// `[3][16][16]` of the crop as level 0 and `[3][8][8]` as level 1, written out by hand.
@@ -211,6 +211,20 @@ async fn a_dry_run_estimates_and_writes_nothing() {
     let each = estimate.read_seconds + estimate.encode_seconds;
     assert!(each > 0.0 && (estimate.seconds / 30.0 / each - 1.0).abs() < 1e-9);
     assert_eq!(std::fs::read_dir(fixture.folder.path()).unwrap().count(), 1);
+}
+
+/// The built-in autoencoder's latents of 64 pixels are 16 a side.
+#[tokio::test]
+async fn a_dataset_records_that_its_images_were_cut() {
+    let mut fixture = Fixture::new(3, 0);
+    fixture.ingest.size = 64;
+    for (tile, recorded) in [(8, serde_json::json!({ "tile": 8, "margin": 2 })), (16, ().into())] {
+        let tiling = Some(Tiling { tile, margin: 2 });
+        let config = AutoencoderConfig { tiling, ..Default::default() };
+        let autoencoder = Arc::new(Autoencoder::open(&config, &Device::Cpu).unwrap());
+        let draft = Draft::open(&fixture.ingest, &fixture.encode, autoencoder, &Device::Cpu);
+        assert_eq!(draft.await.unwrap().metadata().preprocessing["tiling"], recorded);
+    }
 }
 
 #[tokio::test]

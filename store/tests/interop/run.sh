@@ -22,3 +22,4 @@ for dtype in f16 bf16 f32; do
   done
 done
 "$python" "$here/readers.py" "$here/../golden/v1" f16 mean 60
+"$python" "$here/../../../bench/store/shuffle.py"

@@ -1,5 +1,6 @@
 //! The config file: one TOML of six sections, strict about unknown keys, over a preset.
 
+use crate::presets::PRESETS;
 use anyhow::{Context, Result, anyhow, bail};
 use lapflow_encode::EncodeConfig;
 use lapflow_ingest::IngestConfig;
@@ -14,17 +15,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fs;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
-
-/// The presets by name, as TOML.
-pub const PRESETS: &[(&str, &str)] = &[
-    ("demo", include_str!("../presets/demo.toml")),
-    ("celebahq-256", include_str!("../presets/celebahq-256.toml")),
-    ("celebahq-512", include_str!("../presets/celebahq-512.toml")),
-    ("celebahq-1024", include_str!("../presets/celebahq-1024.toml")),
-    ("imagenet-256-b2", include_str!("../presets/imagenet-256-b2.toml")),
-    ("imagenet-256-xl2", include_str!("../presets/imagenet-256-xl2.toml")),
-    ("lfm-celebahq-256", include_str!("../presets/lfm-celebahq-256.toml")),
-];
 
 /// Everything a job needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -151,8 +141,52 @@ impl Config {
     fn validate(&self) -> Result<()> {
         self.data.ingest.validate()?;
         self.data.encode.validate()?;
-        lapflow_model::flow::Path::new(&self.flow)?;
-        self.train.validate(self.flow.levels)?;
+        let levels = self.flow.build()?.levels();
+        self.model.validate_method(&self.flow)?;
+        self.sample.validate_method(self.flow.method)?;
+        self.train.validate(levels)?;
+        self.sample.validate()?;
+        Ok(())
+    }
+
+    /// Writes the resolved config with version and command to `folder/config.toml`.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("config.toml");
+        let version = env!("CARGO_PKG_VERSION");
+        let text = format!("# lapflow {version}, resolved\n\n{}", toml::to_string(self)?);
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&path, text))
+            .with_context(|| path.display().to_string())
+    }
+}
+
+fn preset(name: &str) -> Result<Table> {
+    let found = PRESETS.iter().find(|(known, _)| *known == name);
+    let (_, parts) = found.ok_or_else(|| {
+        let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
+        anyhow!("no preset `{name}`; there are {}", names.join(", "))
+    })?;
+    let mut table = Table::new();
+    for part in *parts {
+        merge(&mut table, part.parse().with_context(|| format!("preset {name}"))?);
+    }
+    if name != "demo" {
+        set(&mut table, &format!("train.folder=runs/{name}"))?;
+    }
+    Ok(table)
+}
+
+fn read(path: &Path) -> Result<Self> {
+        ConfigArgs { config: Some(path.into()), ..ConfigArgs::default() }.load()
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.data.ingest.validate()?;
+        self.data.encode.validate()?;
+        let levels = self.flow.build()?.levels();
+        self.model.validate_method(&self.flow)?;
+        self.sample.validate_method(self.flow.method)?;
+        self.train.validate(levels)?;
         self.sample.validate()?;
         Ok(())
     }

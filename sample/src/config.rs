@@ -3,6 +3,7 @@
 use crate::error::{Result, SampleError};
 use crate::guidance::Guidance;
 use crate::images::Rounding;
+use crate::reverse::{Kind, ReverseSampler};
 use crate::solver::{Control, Dopri5, Grid, Method, Solver};
 use lapflow_model::checkpoint::WeightSet;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,10 @@ pub enum SolverName {
     Midpoint,
     /// Heun.
     Heun,
+    /// DDIM without noise of its own, for DiT's own objective.
+    Ddim,
+    /// DDPM's ancestral steps, for DiT's own objective.
+    Ddpm,
 }
 
 impl Default for SampleConfig {
@@ -105,6 +110,8 @@ impl SampleConfig {
             SolverName::Euler => fixed(Method::Euler),
             SolverName::Midpoint => fixed(Method::Midpoint),
             SolverName::Heun => fixed(Method::Heun),
+            // Steps of a diffusion are Euler's as far as a grid is concerned.
+            SolverName::Ddim | SolverName::Ddpm => fixed(Method::Euler),
             SolverName::Dopri5 => Solver::Dopri5(Dopri5 {
                 rtol: self.rtol,
                 atol: self.atol,
@@ -112,6 +119,31 @@ impl SampleConfig {
                 ..Dopri5::default()
             }),
         }
+    }
+
+    /// DDIM or DDPM where one is chosen.
+    pub fn reverse(&self) -> Option<ReverseSampler> {
+        let kind = match self.solver {
+            SolverName::Ddim => Kind::Ddim,
+            SolverName::Ddpm => Kind::Ddpm,
+            _ => return None,
+        };
+        Some(ReverseSampler { kind, steps: self.steps })
+    }
+
+    /// Whether the solver can sample `method`: DDIM and DDPM are of diffusion steps, the others
+    /// of flows.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn validate_method(&self, method: lapflow_model::flow::Method) -> Result<()> {
+        let diffusion = method == lapflow_model::flow::Method::Dit;
+        if diffusion == self.reverse().is_some() {
+            return Ok(());
+        }
+        let reason = format!("{:?} does not sample flow.method {method:?}", self.solver);
+        let hint = if diffusion { "ddim or ddpm" } else { "dopri5, euler, midpoint or heun" };
+        Err(SampleError::setting("sample.solver", format!("{reason}; choose {hint}")))
     }
 
     /// The guidance.

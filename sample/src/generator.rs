@@ -8,9 +8,8 @@ use crate::segments::{SegmentCost, sample_through};
 use candle_core::{Device, Tensor};
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_model::checkpoint::{Card, Checkpoint};
-use lapflow_model::flow::{Path, image_rng};
+use lapflow_model::flow::{Flow, Method, image_rng};
 use lapflow_model::net::Transformer;
-use lapflow_model::pyramid;
 
 /// One image to draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +34,7 @@ pub struct Drawn {
 /// Draws images from a checkpoint.
 pub struct Generator {
     card: Card,
-    path: Path,
+    flow: Box<dyn Flow>,
     net: Transformer,
     autoencoder: Autoencoder,
     config: SampleConfig,
@@ -64,10 +63,11 @@ impl Generator {
                 format!("the checkpoint's latents are of {}, this one is {here}", card.autoencoder);
             return Err(SampleError::setting("autoencoder", reason));
         }
-        let path = Path::new(&card.flow)?;
+        let flow = card.flow.build()?;
+        config.validate_method(card.flow.method)?;
         let net = checkpoint.network(config.weights, device)?;
         let (config, device) = (config.clone(), device.clone());
-        Ok(Self { card, path, net, autoencoder, config, device })
+        Ok(Self { card, flow, net, autoencoder, config, device })
     }
 
     /// What the checkpoint is of.
@@ -129,11 +129,24 @@ impl Generator {
         let mut rngs: Vec<_> =
             requests.iter().map(|r| image_rng(self.config.seed, r.index)).collect();
         let shape = [geometry.channels, geometry.height, geometry.width];
-        let noise = self.path.draw_noise(&mut rngs, shape, &self.device)?;
-        let mut velocity = guided(network(&self.net), &labels, null, self.config.guidance());
-        let solver = self.config.solver();
-        let sampled = sample_through(&self.path, &solver, &noise, &mut velocity, times, show)?;
-        Ok((pyramid::merge(&sampled.levels)?, sampled.costs))
+        let noise = self.flow.draw_noise(&mut rngs, shape, &self.device)?;
+        let mut guidance = self.config.guidance();
+        if self.card.flow.method == Method::Dit {
+            // Its network's times count down from noise.
+            guidance.interval = (1.0 - guidance.interval.1, 1.0 - guidance.interval.0);
+        }
+        let mut velocity = guided(network(&self.net), &labels, null, guidance);
+        let flow = self.flow.as_ref();
+        let sampled = match self.config.reverse() {
+            Some(reverse) if self.card.flow.method == Method::Dit => {
+                reverse.sample(&noise, &mut rngs, &mut velocity, times, show)?
+            }
+            _ => {
+                let solver = self.config.solver();
+                sample_through(flow, &solver, &noise, &mut velocity, times, show)?
+            }
+        };
+        Ok((flow.image(&sampled.levels)?, sampled.costs))
     }
 
     /// Images `(b, 3, H, W)` of normalized latents `(b, c, h, w)`.

@@ -6,7 +6,6 @@ use crate::progress::Progress as Bar;
 use anyhow::{Context as _, Result, bail};
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_model::checkpoint::{Card, Checkpoint};
-use lapflow_model::flow::Path as FlowPath;
 use lapflow_model::net::cost;
 use lapflow_sample::images::Compression;
 use lapflow_sample::job::Progress;
@@ -33,7 +32,7 @@ pub struct Args {
     /// Classifier-free guidance scale
     #[arg(long)]
     cfg: Option<f64>,
-    /// dopri5, euler, midpoint or heun
+    /// dopri5, euler, midpoint or heun; ddim or ddpm for flow.method = "dit"
     #[arg(long, value_parser = solver_name)]
     solver: Option<SolverName>,
     /// Steps of a fixed-step solver
@@ -54,7 +53,7 @@ pub struct Args {
 }
 
 fn solver_name(text: &str) -> Result<SolverName, String> {
-    serde_json::from_value(json!(text)).map_err(|_| "dopri5, euler, midpoint or heun".into())
+    serde_json::from_value(json!(text)).map_err(|_| "dopri5, euler, midpoint, heun, ddim or ddpm".into())
 }
 
 /// Runs the command.
@@ -99,7 +98,7 @@ fn rate(state: &Progress) -> f64 {
 
 /// Multiply-accumulates a drawn image, guidance not counted twice.
 fn macs(state: &Progress, card: &Card) -> Result<f64> {
-    let cost = cost(&card.model, &card.geometry, &FlowPath::new(&card.flow)?);
+    let cost = cost(&card.model, &card.geometry, card.flow.build()?.as_ref());
     let of_level = |&(level, sum): &(usize, usize)| cost.segment_macs[level] as f64 * sum as f64;
     let total: f64 = state.evaluations.iter().map(of_level).sum();
     Ok(total / state.drawn.max(1) as f64)

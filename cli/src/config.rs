@@ -176,41 +176,6 @@ fn preset(name: &str) -> Result<Table> {
     Ok(table)
 }
 
-fn read(path: &Path) -> Result<Self> {
-        ConfigArgs { config: Some(path.into()), ..ConfigArgs::default() }.load()
-    }
-
-    fn validate(&self) -> Result<()> {
-        self.data.ingest.validate()?;
-        self.data.encode.validate()?;
-        let levels = self.flow.build()?.levels();
-        self.model.validate_method(&self.flow)?;
-        self.sample.validate_method(self.flow.method)?;
-        self.train.validate(levels)?;
-        self.sample.validate()?;
-        Ok(())
-    }
-
-    /// Writes the resolved config with version and command to `folder/config.toml`.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join("config.toml");
-        let version = env!("CARGO_PKG_VERSION");
-        let text = format!("# lapflow {version}, resolved\n\n{}", toml::to_string(self)?);
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&path, text))
-            .with_context(|| path.display().to_string())
-    }
-}
-
-fn preset(name: &str) -> Result<Table> {
-    let found = PRESETS.iter().find(|(known, _)| *known == name);
-    let (_, text) = found.ok_or_else(|| {
-        let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
-        anyhow!("no preset `{name}`; there are {}", names.join(", "))
-    })?;
-    text.parse().with_context(|| format!("preset {name}"))
-}
-
 fn read(path: &Path) -> Result<Table> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     text.parse().map_err(|e: toml::de::Error| {
@@ -262,6 +227,29 @@ mod tests {
     fn every_preset_loads() {
         for (name, _) in PRESETS {
             Config::preset(name, &[]).unwrap();
+        }
+    }
+
+    /// What `lapflow train --preset NAME --dry-run` counts, for the dataset it would make.
+    #[test]
+    fn every_preset_can_be_planned() {
+        use crate::commands::plan::plan;
+        for (name, _) in PRESETS {
+            let config = Config::preset(name, &[]).unwrap();
+            let classes = if name.contains("imagenet") { 1000 } else { 0 };
+            let plan = plan(&config, None, classes).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let cost = &plan.cost;
+            println!(
+                "{name}: {:.1} M, {:.2} GMACs on average, {} levels, {:.1} GB of state",
+                cost.parameters as f64 / 1e6,
+                cost.mean_macs / 1e9,
+                cost.segment_macs.len(),
+                plan.state_bytes as f64 / 1e9,
+            );
+            assert_eq!(cost.segment_macs.len(), config.flow.levels);
+            assert!(plan.activation_bytes > 0 && plan.state_bytes >= 16 * cost.parameters);
+            let folder = config.train.folder.to_string_lossy().into_owned();
+            assert!(folder == format!("runs/{name}") || *name == "demo", "{folder}");
         }
     }
 

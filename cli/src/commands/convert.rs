@@ -51,7 +51,7 @@ fn checkpoint(args: &Args, weights: Weights, path: &PathBuf, context: &Context) 
     let config = AutoencoderConfig { weights: source, ..AutoencoderConfig::default() };
     let autoencoder = Autoencoder::open(&config, &context.device)?;
     let identity = autoencoder.identity();
-    let channels = autoencoder.channels();
+    let channels = identity.channels;
     let unsaid = Unsaid {
         autoencoder: serde_json::to_value(identity)?,
         autoencoder_config: serde_json::to_value(&config)?,

@@ -8,7 +8,7 @@ mod encode;
 mod eval;
 mod flops;
 mod ingest;
-mod plan;
+pub(crate) mod plan;
 mod report;
 mod sample;
 mod train;

@@ -25,9 +25,8 @@ fn lapflow(arguments: &[&str]) -> String {
 fn draw(folder: &Path, count: usize) -> Vec<[f64; 2]> {
     std::fs::create_dir_all(folder).unwrap();
     let mut rng = StdRng::seed_from_u64(11);
-    let mut mode = |modes: [f64; 2]| {
-        modes[rng.random_range(0..2)] + BLUR * (2.0 * rng.random::<f64>() - 1.0)
-    };
+    let mut mode =
+        |modes: [f64; 2]| modes[rng.random_range(0..2)] + BLUR * (2.0 * rng.random::<f64>() - 1.0);
     (0..count)
         .map(|i| {
             let (grey, stripe) = (mode(GREYS), mode(STRIPES));
@@ -54,7 +53,8 @@ fn read(folder: &Path) -> (Vec<[f64; 2]>, f64) {
             .enumerate_pixels()
             .flat_map(|(x, _, p)| p.0.map(|v| (sign(x), f64::from(v))))
             .collect();
-        let mean = |f: &dyn Fn(&(f64, f64)) -> f64| all.iter().map(f).sum::<f64>() / all.len() as f64;
+        let mean =
+            |f: &dyn Fn(&(f64, f64)) -> f64| all.iter().map(f).sum::<f64>() / all.len() as f64;
         let (grey, stripe) = (mean(&|(_, v)| *v), mean(&|(s, v)| s * v));
         rest += all.iter().map(|(s, v)| (v - grey - s * stripe).powi(2)).sum::<f64>();
         values += all.len() as f64;

@@ -91,7 +91,8 @@ impl Layout {
             _ => return wrong(format!("final_layer.linear gives {outputs} values a patch")),
         };
         let block = |name: &str| name.strip_prefix("blocks.")?.split('.').next()?.parse().ok();
-        let depth = self.tensors.keys().filter_map(|name| block(name)).max().map_or(0, |n: usize| n + 1);
+        let depth =
+            self.tensors.keys().filter_map(|name| block(name)).max().map_or(0, |n: usize| n + 1);
         let tokens = self.dims("pos_embed", 3)?[1];
         let grid = tokens.isqrt();
         if grid * grid != tokens {

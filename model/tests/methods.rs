@@ -169,8 +169,7 @@ fn reverse_steps_with_the_best_prediction_give_the_data_back() {
     let spread = 0.6f64;
     let diffusion = Diffusion::new();
     let std = |x: &Tensor| x.sqr().unwrap().mean_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
-    for (ancestral, count, tolerance) in
-        [(false, 100, 0.02), (true, 100, 0.05), (true, 1000, 0.02)]
+    for (ancestral, count, tolerance) in [(false, 100, 0.02), (true, 100, 0.05), (true, 1000, 0.02)]
     {
         let mut x = random(5, &[1, 1, 100, 100]);
         for (i, step) in diffusion.reverse(count).unwrap().into_iter().enumerate() {
@@ -213,8 +212,8 @@ fn the_variance_bound_is_the_divergence_of_two_normals() {
         let variance = ((0.5 + 0.5 * v) * beta.ln() + (0.5 - 0.5 * v) * posterior.ln()).exp();
         // The reverse mean is (x - beta / sqrt(1 - bar) eps) / sqrt(1 - beta).
         let shift = beta / (1.0 - bar(step)).sqrt() / (1.0 - beta).sqrt() * miss;
-        let nats = 0.5
-            * ((variance / posterior).ln() - 1.0 + (posterior + shift * shift) / variance);
+        let nats =
+            0.5 * ((variance / posterior).ln() - 1.0 + (posterior + shift * shift) / variance);
         let expected = nats / std::f64::consts::LN_2;
         close(bound(miss, v), expected, 1e-4 * expected);
     }

@@ -159,7 +159,8 @@ impl Trainer {
         let (config, step) = (&self.recipe.train, self.state.step);
         let (classes, first) = (self.card.classes.len(), step * config.batch as u64);
         let normalization = &self.card.normalization;
-        let samples = samples(batch, self.flow.levels(), normalization, classes, first, &self.device)?;
+        let samples =
+            samples(batch, self.flow.levels(), normalization, classes, first, &self.device)?;
         let loss = Loss { flow: self.flow.as_ref(), config, classes };
 
         let size = batch.ids.len();

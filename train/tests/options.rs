@@ -131,8 +131,7 @@ fn every_option_and_method_trains() {
     }
     for (method, levels) in [(Method::Pyramidal, 3), (Method::Edify, 3), (Method::Dit, 1)] {
         let flow = FlowConfig { method, levels, ..FlowConfig::default() };
-        let mut recipe =
-            recipe(flow, Mask::Causal, &[], Stages::Balanced, Times::Uniform);
+        let mut recipe = recipe(flow, Mask::Causal, &[], Stages::Balanced, Times::Uniform);
         recipe.model.learn_sigma = method == Method::Dit;
         trains(&recipe, &dataset, &mut batches);
     }

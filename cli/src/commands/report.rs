@@ -260,8 +260,10 @@ fn training(lines: &[Line]) -> Section {
 /// Parameters and operations, beside the single-scale model of the same backbone.
 fn costs(card: &Card) -> Result<Section> {
     let path = card.flow.build()?;
-    let (multi, single) =
-        (cost(&card.model, &card.geometry, path.as_ref()), single_scale(&card.model, &card.geometry)?);
+    let (multi, single) = (
+        cost(&card.model, &card.geometry, path.as_ref()),
+        single_scale(&card.model, &card.geometry)?,
+    );
     let giga = |macs: f64| format!("{:.3}", macs / 1e9);
     let millions = |count: u64| format!("{:.2}", count as f64 / 1e6);
     let mut rows =

@@ -53,7 +53,8 @@ pub struct Args {
 }
 
 fn solver_name(text: &str) -> Result<SolverName, String> {
-    serde_json::from_value(json!(text)).map_err(|_| "dopri5, euler, midpoint, heun, ddim or ddpm".into())
+    serde_json::from_value(json!(text))
+        .map_err(|_| "dopri5, euler, midpoint, heun, ddim or ddpm".into())
 }
 
 /// Runs the command.

@@ -60,9 +60,8 @@ impl Diffusion {
         let stride = (STEPS - 1) as f64 / (count - 1) as f64;
         let steps: Vec<usize> = (0..count).map(|i| (i as f64 * stride).round() as usize).collect();
         let bar = |i: usize| self.alpha_bar[steps[i]];
-        let posterior = |i: usize| {
-            (1.0 - bar(i) / bar(i - 1)) * (1.0 - bar(i - 1)) / (1.0 - bar(i))
-        };
+        let posterior =
+            |i: usize| (1.0 - bar(i) / bar(i - 1)) * (1.0 - bar(i - 1)) / (1.0 - bar(i));
         let reverse = |i: usize| Reverse {
             step: steps[i],
             alpha_bar: bar(i),

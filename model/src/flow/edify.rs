@@ -45,9 +45,7 @@ impl Flow for Edify {
                 .iter()
                 .enumerate()
                 .skip(k)
-                .map(|(level, x)| {
-                    Ok(x.broadcast_mul(&per_sample(t, &|t| factor(level, t), x)?)?)
-                })
+                .map(|(level, x)| Ok(x.broadcast_mul(&per_sample(t, &|t| factor(level, t), x)?)?))
                 .collect::<Result<Vec<_>>>()?;
             Ok((pyramid::merge(&parts)? * f64::from(1u32 << k))?)
         };

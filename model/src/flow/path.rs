@@ -184,7 +184,6 @@ pub(super) fn mix(
     (a, x): (&dyn Fn(f64) -> f64, &Tensor),
     (b, y): (&dyn Fn(f64) -> f64, &Tensor),
 ) -> Result<Tensor> {
-    let (x, y) =
-        (x.broadcast_mul(&per_sample(t, a, x)?)?, y.broadcast_mul(&per_sample(t, b, y)?)?);
+    let (x, y) = (x.broadcast_mul(&per_sample(t, a, x)?)?, y.broadcast_mul(&per_sample(t, b, y)?)?);
     Ok((x + y)?)
 }

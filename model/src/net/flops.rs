@@ -58,8 +58,7 @@ fn macs(config: &ModelConfig, geometry: &Geometry, shown: Range<usize>) -> usize
     let (width, pixels) = (config.width(), patch_values(config, geometry));
     let outputs = config.outputs(geometry) * config.patch * config.patch;
     let cond = config.cond_token_count(geometry);
-    let latent: Vec<usize> =
-        shown.rev().map(|k| geometry.level_tokens(k, config.patch)).collect();
+    let latent: Vec<usize> = shown.rev().map(|k| geometry.level_tokens(k, config.patch)).collect();
     let mut tokens = latent.clone();
     tokens[0] += cond;
     let (patches, all): (usize, usize) = (latent.iter().sum(), tokens.iter().sum());

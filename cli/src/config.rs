@@ -1,5 +1,6 @@
 //! The config file: one TOML of six sections, strict about unknown keys, over a preset.
 
+use crate::presets::PRESETS;
 use anyhow::{Context, Result, anyhow, bail};
 use lapflow_encode::EncodeConfig;
 use lapflow_ingest::IngestConfig;
@@ -14,17 +15,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fs;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
-
-/// The presets by name, as TOML.
-pub const PRESETS: &[(&str, &str)] = &[
-    ("demo", include_str!("../presets/demo.toml")),
-    ("celebahq-256", include_str!("../presets/celebahq-256.toml")),
-    ("celebahq-512", include_str!("../presets/celebahq-512.toml")),
-    ("celebahq-1024", include_str!("../presets/celebahq-1024.toml")),
-    ("imagenet-256-b2", include_str!("../presets/imagenet-256-b2.toml")),
-    ("imagenet-256-xl2", include_str!("../presets/imagenet-256-xl2.toml")),
-    ("lfm-celebahq-256", include_str!("../presets/lfm-celebahq-256.toml")),
-];
 
 /// Everything a job needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -151,8 +141,10 @@ impl Config {
     fn validate(&self) -> Result<()> {
         self.data.ingest.validate()?;
         self.data.encode.validate()?;
-        lapflow_model::flow::Path::new(&self.flow)?;
-        self.train.validate(self.flow.levels)?;
+        let levels = self.flow.build()?.levels();
+        self.model.validate_method(&self.flow)?;
+        self.sample.validate_method(self.flow.method)?;
+        self.train.validate(levels)?;
         self.sample.validate()?;
         Ok(())
     }
@@ -170,11 +162,18 @@ impl Config {
 
 fn preset(name: &str) -> Result<Table> {
     let found = PRESETS.iter().find(|(known, _)| *known == name);
-    let (_, text) = found.ok_or_else(|| {
+    let (_, parts) = found.ok_or_else(|| {
         let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
         anyhow!("no preset `{name}`; there are {}", names.join(", "))
     })?;
-    text.parse().with_context(|| format!("preset {name}"))
+    let mut table = Table::new();
+    for part in *parts {
+        merge(&mut table, part.parse().with_context(|| format!("preset {name}"))?);
+    }
+    if name != "demo" {
+        set(&mut table, &format!("train.folder=runs/{name}"))?;
+    }
+    Ok(table)
 }
 
 fn read(path: &Path) -> Result<Table> {
@@ -228,6 +227,29 @@ mod tests {
     fn every_preset_loads() {
         for (name, _) in PRESETS {
             Config::preset(name, &[]).unwrap();
+        }
+    }
+
+    /// What `lapflow train --preset NAME --dry-run` counts, for the dataset it would make.
+    #[test]
+    fn every_preset_can_be_planned() {
+        use crate::commands::plan::plan;
+        for (name, _) in PRESETS {
+            let config = Config::preset(name, &[]).unwrap();
+            let classes = if name.contains("imagenet") { 1000 } else { 0 };
+            let plan = plan(&config, None, classes).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let cost = &plan.cost;
+            println!(
+                "{name}: {:.1} M, {:.2} GMACs on average, {} levels, {:.1} GB of state",
+                cost.parameters as f64 / 1e6,
+                cost.mean_macs / 1e9,
+                cost.segment_macs.len(),
+                plan.state_bytes as f64 / 1e9,
+            );
+            assert_eq!(cost.segment_macs.len(), config.flow.levels);
+            assert!(plan.activation_bytes > 0 && plan.state_bytes >= 16 * cost.parameters);
+            let folder = config.train.folder.to_string_lossy().into_owned();
+            assert!(folder == format!("runs/{name}") || *name == "demo", "{folder}");
         }
     }
 

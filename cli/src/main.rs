@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod demo;
 mod device;
+mod presets;
 mod progress;
 mod report;
 mod signals;

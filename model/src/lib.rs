@@ -39,6 +39,7 @@ pub mod kernels;
 pub mod net;
 pub mod normalization;
 pub mod params;
+pub mod published;
 pub mod pyramid;
 pub mod weights;
 

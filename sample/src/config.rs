@@ -3,6 +3,7 @@
 use crate::error::{Result, SampleError};
 use crate::guidance::Guidance;
 use crate::images::Rounding;
+use crate::reverse::{Kind, ReverseSampler};
 use crate::sde::{Diffusion, Sde};
 use crate::solver::{Control, Dopri5, Grid, Method, Solver};
 use lapflow_model::checkpoint::WeightSet;
@@ -60,6 +61,10 @@ pub enum SolverName {
     Heun,
     /// Euler-Maruyama on the reverse stochastic equation.
     Sde,
+    /// DDIM without noise of its own, for DiT's own objective.
+    Ddim,
+    /// DDPM's ancestral steps, for DiT's own objective.
+    Ddpm,
 }
 
 impl Default for SampleConfig {
@@ -130,6 +135,8 @@ impl SampleConfig {
             SolverName::Euler | SolverName::Sde => fixed(Method::Euler),
             SolverName::Midpoint => fixed(Method::Midpoint),
             SolverName::Heun => fixed(Method::Heun),
+            // Steps of a diffusion are Euler's as far as a grid is concerned.
+            SolverName::Ddim | SolverName::Ddpm => fixed(Method::Euler),
             SolverName::Dopri5 => Solver::Dopri5(Dopri5 {
                 rtol: self.rtol,
                 atol: self.atol,
@@ -137,6 +144,33 @@ impl SampleConfig {
                 ..Dopri5::default()
             }),
         }
+    }
+
+    /// DDIM or DDPM where one is chosen.
+    pub fn reverse(&self) -> Option<ReverseSampler> {
+        let kind = match self.solver {
+            SolverName::Ddim => Kind::Ddim,
+            SolverName::Ddpm => Kind::Ddpm,
+            _ => return None,
+        };
+        Some(ReverseSampler { kind, steps: self.steps })
+    }
+
+    /// Whether the solver can sample `method`: DDIM and DDPM are of diffusion steps, the others
+    /// of flows, and the stochastic equation is LapFlow's.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn validate_method(&self, method: lapflow_model::flow::Method) -> Result<()> {
+        let diffusion = method == lapflow_model::flow::Method::Dit;
+        let stochastic = self.solver == SolverName::Sde;
+        let joint = method == lapflow_model::flow::Method::Lapflow;
+        if diffusion == self.reverse().is_some() && (joint || !stochastic) {
+            return Ok(());
+        }
+        let reason = format!("{:?} does not sample flow.method {method:?}", self.solver);
+        let hint = if diffusion { "ddim or ddpm" } else { "dopri5, euler, midpoint or heun" };
+        Err(SampleError::setting("sample.solver", format!("{reason}; choose {hint}")))
     }
 
     /// The guidance.

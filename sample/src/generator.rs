@@ -9,9 +9,8 @@ use crate::solver::Query;
 use candle_core::{Device, Tensor};
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_model::checkpoint::{Card, Checkpoint};
-use lapflow_model::flow::{Path, image_rng};
+use lapflow_model::flow::{Flow, Method, Path as FlowPath, image_rng};
 use lapflow_model::net::Transformer;
-use lapflow_model::pyramid;
 
 /// One image to draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +35,7 @@ pub struct Drawn {
 /// Draws images from a checkpoint.
 pub struct Generator {
     card: Card,
-    path: Path,
+    flow: Box<dyn Flow>,
     net: Transformer,
     autoencoder: Autoencoder,
     config: SampleConfig,
@@ -65,10 +64,11 @@ impl Generator {
                 format!("the checkpoint's latents are of {}, this one is {here}", card.autoencoder);
             return Err(SampleError::setting("autoencoder", reason));
         }
-        let path = Path::new(&card.flow)?;
+        let flow = card.flow.build()?;
+        config.validate_method(card.flow.method)?;
         let net = checkpoint.network(config.weights, device)?;
         let (config, device) = (config.clone(), device.clone());
-        Ok(Self { card, path, net, autoencoder, config, device })
+        Ok(Self { card, flow, net, autoencoder, config, device })
     }
 
     /// What the checkpoint is of.
@@ -130,8 +130,12 @@ impl Generator {
         let mut rngs: Vec<_> =
             requests.iter().map(|r| image_rng(self.config.seed, r.index)).collect();
         let shape = [geometry.channels, geometry.height, geometry.width];
-        let noise = self.path.draw_noise(&mut rngs, shape, &self.device)?;
-        let guidance = self.config.guidance();
+        let noise = self.flow.draw_noise(&mut rngs, shape, &self.device)?;
+        let mut guidance = self.config.guidance();
+        if self.card.flow.method == Method::Dit {
+            // Its network's times count down from noise.
+            guidance.interval = (1.0 - guidance.interval.1, 1.0 - guidance.interval.0);
+        }
         let mut inner = guided(network(&self.net), &labels, null, guidance);
         let mut null_passes = vec![vec![0; labels.len()]; geometry.levels];
         let mut velocity = |query: &Query| {
@@ -141,17 +145,22 @@ impl Generator {
             }
             inner(query)
         };
-        let mut sampled = match self.config.sde().filter(|_| times.is_empty()) {
-            Some(sde) => sde.sample(&self.path, &noise, &mut rngs, &mut velocity)?,
-            None => {
-                let solver = self.config.solver();
-                sample_through(&self.path, &solver, &noise, &mut velocity, times, show)?
+        let stochastic = self.config.sde().filter(|_| times.is_empty());
+        let mut sampled = match (self.config.reverse(), stochastic) {
+            (Some(reverse), _) => reverse.sample(&noise, &mut rngs, &mut velocity, times, show)?,
+            (None, Some(sde)) => {
+                let path = FlowPath::new(&self.card.flow)?;
+                sde.sample(&path, &noise, &mut rngs, &mut velocity)?
+            }
+            (None, None) => {
+                let (flow, solver) = (self.flow.as_ref(), self.config.solver());
+                sample_through(flow, &solver, &noise, &mut velocity, times, show)?
             }
         };
         for cost in &mut sampled.costs {
             cost.null_passes = std::mem::take(&mut null_passes[cost.segment.level]);
         }
-        Ok((pyramid::merge(&sampled.levels)?, sampled.costs))
+        Ok((self.flow.image(&sampled.levels)?, sampled.costs))
     }
 
     /// Images `(b, 3, H, W)` of normalized latents `(b, c, h, w)`.

@@ -51,7 +51,20 @@ pub fn guided<'a>(
         asked.resize(rows + guided.len(), null);
         let levels = query.levels.iter().map(|level| append(level, &guided));
         let velocity = network(&levels.collect::<Result<Vec<_>>>()?, &times, &asked)?;
-        velocity.iter().map(|level| combine(level, rows, &guided, guidance.scale)).collect()
+        let all = velocity.iter().zip(query.levels).map(|(answer, level)| {
+            let channels = level.dim(1)?;
+            let velocity = answer.narrow(1, 0, channels)?;
+            let velocity = combine(&velocity, rows, &guided, guidance.scale)?;
+            // A learned variance behind the velocity is the labelled one's.
+            match answer.dim(1)? - channels {
+                0 => Ok(velocity),
+                more => {
+                    let rest = answer.narrow(0, 0, rows)?.narrow(1, channels, more)?;
+                    Ok(Tensor::cat(&[&velocity, &rest], 1)?)
+                }
+            }
+        });
+        all.collect()
     }
 }
 

@@ -1,17 +1,18 @@
-//! Sampling a pyramid segment by segment: coarse levels first, finer ones joining on their way.
+//! Sampling segment by segment: coarse levels first, the flow's method saying how the next segment
+//! starts from the end of the one before.
 //!
 //! Enters: the noise of every level and a velocity function. Leaves: a [`Sampled`] pyramid at
 //! t = 1. Levels are in the dataset's order, level 0 the finest.
 
 use crate::error::{Result, SampleError};
-use crate::solver::{Solver, StepSizes, Velocity};
+use crate::solver::{Query, Solver, StepSizes, Velocity};
 use candle_core::Tensor;
-use lapflow_model::flow::Path;
+use lapflow_model::flow::Flow;
 
 /// One integration with a fixed set of active levels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Segment {
-    /// The finest active level; all coarser ones are active too.
+    /// The finest active level; LapFlow integrates all coarser ones with it.
     pub level: usize,
     /// Where the segment starts.
     pub start: f64,
@@ -44,28 +45,29 @@ pub struct Sampled {
     pub costs: Vec<SegmentCost>,
 }
 
-/// The segments of `path` in the order of time.
-pub fn segments(path: &Path) -> impl Iterator<Item = Segment> + '_ {
-    (0..path.levels()).rev().map(|level| {
-        let (start, end) = path.segment(level);
+/// The segments of `flow` in the order of time.
+pub fn segments(flow: &dyn Flow) -> impl Iterator<Item = Segment> + '_ {
+    (0..flow.levels()).rev().map(|level| {
+        let (start, end) = flow.segment(level);
         Segment { level, start, end }
     })
 }
 
 /// Integrates from `noise` (finest level first) to t = 1.
 ///
-/// Each segment brings in its level as sigma(S_k) times the level's noise, and integrates all
-/// active levels jointly to the next level's start.
+/// For LapFlow each segment brings in its level as sigma(S_k) times the level's noise, and
+/// integrates all active levels jointly to the next level's start; other methods jump between
+/// whole images of growing size.
 ///
 /// # Errors
 /// When the noise has another number of levels, or the solver fails.
 pub fn sample_pyramid(
-    path: &Path,
+    flow: &dyn Flow,
     solver: &Solver,
     noise: &[Tensor],
     velocity: &mut Velocity,
 ) -> Result<Sampled> {
-    sample_through(path, solver, noise, velocity, &[], |_, _| Ok(()))
+    sample_through(flow, solver, noise, velocity, &[], |_, _| Ok(()))
 }
 
 /// [`sample_pyramid`] that shows the active levels at each of `times` on the way.
@@ -76,26 +78,28 @@ pub fn sample_pyramid(
 /// # Errors
 /// As [`sample_pyramid`], and what `show` returns.
 pub fn sample_through(
-    path: &Path,
+    flow: &dyn Flow,
     solver: &Solver,
     noise: &[Tensor],
     velocity: &mut Velocity,
     times: &[f64],
     mut show: impl FnMut(f64, &[Tensor]) -> Result<()>,
 ) -> Result<Sampled> {
-    if noise.len() != path.levels() {
-        let reason = format!("has {} levels, not {}", noise.len(), path.levels());
+    if noise.len() != flow.levels() {
+        let reason = format!("has {} levels, not {}", noise.len(), flow.levels());
         return Err(SampleError::setting("noise", reason));
     }
     let mut steps = StepSizes::default();
     let mut levels: Vec<Tensor> = Vec::new();
     let mut costs = Vec::new();
-    for segment in segments(path) {
-        levels.insert(0, (&noise[segment.level] * path.sigma(segment.start))?);
+    for segment in segments(flow) {
+        levels = flow.enter(segment.level, levels, noise)?;
+        let rate = flow.rate(segment.level);
+        let mut velocity = |query: &Query| at_rate(velocity(query)?, rate);
         let mut cost = SegmentCost::none(segment, noise[0].dim(0)?);
         let mut start = segment.start;
         for stop in segment.stops(times) {
-            let part = solver.integrate(velocity, levels, (start, stop), &mut steps)?;
+            let part = solver.integrate(&mut velocity, levels, (start, stop), &mut steps)?;
             cost.add(&part.evaluations, &part.rejected, part.calls);
             levels = part.state;
             start = stop;
@@ -106,6 +110,14 @@ pub fn sample_through(
         costs.push(cost);
     }
     Ok(Sampled { levels, costs })
+}
+
+/// The network's answers as velocities in time.
+fn at_rate(answers: Vec<Tensor>, rate: f64) -> lapflow_model::Result<Vec<Tensor>> {
+    if rate == 1.0 {
+        return Ok(answers);
+    }
+    answers.into_iter().map(|answer| Ok((answer * rate)?)).collect()
 }
 
 impl Segment {

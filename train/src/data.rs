@@ -4,7 +4,6 @@ use crate::config::Normalize;
 use crate::error::{Result, TrainError};
 use crate::loss::Samples;
 use candle_core::{Device, Tensor};
-use lapflow_model::flow::Path;
 use lapflow_model::net::Geometry;
 use lapflow_model::normalization::Normalization;
 use lapflow_model::pyramid;
@@ -61,13 +60,13 @@ pub fn normalization(dataset: &Dataset, from: Normalize) -> Result<Normalization
     }
 }
 
-/// A batch as normalized levels of `path`, which may have other levels than the dataset.
+/// A batch as `count` normalized levels, which may be others than the dataset's.
 ///
 /// # Errors
-/// When the latents do not divide into the path's levels.
+/// When the latents do not divide into so many levels.
 pub fn samples(
     batch: &Batch,
-    path: &Path,
+    count: usize,
     normalization: &Normalization,
     classes: usize,
     first: u64,
@@ -79,9 +78,9 @@ pub fn samples(
         .map(|level| tensor(level, batch.ids.len(), device))
         .collect::<Result<Vec<_>>>()?;
     let levels = normalization.apply(&raw)?;
-    let levels = match levels.len() == path.levels() {
+    let levels = match levels.len() == count {
         true => levels,
-        false => pyramid::split(&pyramid::merge(&levels)?, path.levels())?,
+        false => pyramid::split(&pyramid::merge(&levels)?, count)?,
     };
     let label = |&label: &i32| u32::try_from(label).unwrap_or(classes as u32);
     Ok(Samples { levels, labels: batch.labels.iter().map(label).collect(), first })

@@ -1,9 +1,10 @@
-//! The progressive multi-scale flow-matching loss (paper eq. 7; MATH section 3).
+//! The loss of a stage: the squared error of the network against its method's target (paper eq. 7;
+//! MATH sections 3 and 6).
 
 use crate::config::{Stages, Times, TrainConfig};
 use crate::error::Result;
 use candle_core::{Device, Tensor};
-use lapflow_model::flow::{Path, image_rng};
+use lapflow_model::flow::{Example, Flow, image_rng};
 use lapflow_model::net::Transformer;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -37,16 +38,16 @@ pub struct StageGroup {
 
 /// The loss of one group.
 pub struct GroupLoss {
-    /// Weighted sum over levels of the mean squared velocity error: what is differentiated.
+    /// Weighted sum over levels of the mean squared error: what is differentiated.
     pub total: Tensor,
-    /// Mean squared error of each active level, unweighted: (level, value).
+    /// Mean squared error of each level shown, unweighted: (level, value).
     pub levels: Vec<(usize, Tensor)>,
 }
 
 /// Draws everything random of a training step and evaluates the loss.
 pub struct Loss<'a> {
-    /// The paths.
-    pub path: &'a Path,
+    /// The method.
+    pub flow: &'a dyn Flow,
     /// The `[train]` section.
     pub config: &'a TrainConfig,
     /// Label classes.
@@ -56,7 +57,7 @@ pub struct Loss<'a> {
 impl Loss<'_> {
     /// The stages of step `step` and the samples that go to each.
     pub fn groups(&self, step: u64, batch: usize) -> Vec<StageGroup> {
-        let levels = self.path.levels();
+        let levels = self.flow.levels();
         match self.config.stages {
             Stages::Step => {
                 let mut rng = image_rng(self.config.seed ^ STAGE, step);
@@ -88,30 +89,25 @@ impl Loss<'_> {
         let (_, c, h, w) = samples.levels[0].dims4()?;
         let mut rngs: Vec<ChaCha8Rng> =
             indices().map(|i| image_rng(self.config.seed ^ NOISE, i)).collect();
-        let noise = self.path.draw_noise(&mut rngs, [c, h, w], device)?;
+        let noise = self.flow.draw_noise(&mut rngs, [c, h, w], device)?;
         let (times, dropped): (Vec<f64>, Vec<bool>) =
             indices().map(|i| self.draw_time(group.stage, i)).unzip();
 
-        let mut states = Vec::new();
-        let mut targets = Vec::new();
-        let levels = samples.levels.iter().zip(&noise).enumerate();
-        for (k, (data, noise)) in levels.skip(group.stage) {
-            let (x_t, velocity) = self.path.interpolate(k, &part(data)?, noise, &times)?;
-            states.push(x_t);
-            targets.push(velocity);
-        }
+        let data = samples.levels.iter().map(part).collect::<candle_core::Result<Vec<_>>>()?;
+        let example = self.flow.example(group.stage, &data, &noise, &times)?;
         let labels = self.labels(samples, group, &dropped, device)?;
-        let times: Vec<f32> = times.iter().map(|&t| t as f32).collect();
+        let times: Vec<f32> = example.times.iter().map(|&t| t as f32).collect();
         let times = Tensor::new(times, device)?;
-        let velocities = net.forward(&states, &times, labels.as_ref())?;
-        self.sum(&velocities, &targets, group.stage)
+        let answers = net.forward(&example.states, &times, labels.as_ref())?;
+        self.sum(&answers, &example, group.stage)
     }
 
-    fn sum(&self, velocities: &[Tensor], targets: &[Tensor], stage: usize) -> Result<GroupLoss> {
+    fn sum(&self, answers: &[Tensor], example: &Example, stage: usize) -> Result<GroupLoss> {
         let mut levels = Vec::new();
-        let mut total: Option<Tensor> = None;
-        for ((v, target), k) in velocities.iter().zip(targets).zip(stage..) {
-            let error = (v - target)?.sqr()?.mean_all()?;
+        let mut total = self.flow.penalty(answers, example)?;
+        for ((answer, target), k) in answers.iter().zip(&example.targets).zip(stage..) {
+            let answer = answer.narrow(1, 0, target.dim(1)?)?;
+            let error = (answer - target)?.sqr()?.mean_all()?;
             let weight = self.config.level_weights.get(k).copied().unwrap_or(1.0);
             let weighted = (&error * weight)?;
             total = Some(match total {
@@ -129,7 +125,7 @@ impl Loss<'_> {
     /// The time of sample `index` in `stage`, and whether it loses its label.
     fn draw_time(&self, stage: usize, index: u64) -> (f64, bool) {
         let mut rng = image_rng(self.config.seed ^ TIME, index);
-        let (start, end) = self.path.active(stage);
+        let (start, end) = self.flow.trained(stage);
         let unit: f64 = match self.config.times {
             Times::Uniform => rng.random(),
             Times::LogitNormal => {

@@ -8,7 +8,7 @@ use crate::optimizer::Optimizer;
 use candle_core::{DType, Device, Tensor};
 use lapflow_model::Params;
 use lapflow_model::checkpoint::{Card, Checkpoint, VERSION};
-use lapflow_model::flow::{FlowConfig, Path};
+use lapflow_model::flow::{Flow, FlowConfig};
 use lapflow_model::net::{ModelConfig, Transformer};
 use lapflow_store::{Batch, Dataset, LoaderState};
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ pub struct Recipe {
 pub struct Trainer {
     recipe: Recipe,
     card: Card,
-    path: Path,
+    flow: Box<dyn Flow>,
     net: Transformer,
     params: Params,
     optimizer: Optimizer,
@@ -125,10 +125,10 @@ impl Trainer {
         params: Params,
         device: &Device,
     ) -> Result<Self> {
-        let path = Path::new(&recipe.flow)?;
+        let flow = recipe.flow.build()?;
         let optimizer = Optimizer::new(&params, &recipe.train)?;
         let (recipe, device, state) = (recipe.clone(), device.clone(), State::default());
-        Ok(Self { recipe, card, path, net, params, optimizer, device, state })
+        Ok(Self { recipe, card, flow, net, params, optimizer, device, state })
     }
 
     /// Where the run stands.
@@ -159,8 +159,9 @@ impl Trainer {
         let (config, step) = (&self.recipe.train, self.state.step);
         let (classes, first) = (self.card.classes.len(), step * config.batch as u64);
         let normalization = &self.card.normalization;
-        let samples = samples(batch, &self.path, normalization, classes, first, &self.device)?;
-        let loss = Loss { path: &self.path, config, classes };
+        let samples =
+            samples(batch, self.flow.levels(), normalization, classes, first, &self.device)?;
+        let loss = Loss { flow: self.flow.as_ref(), config, classes };
 
         let size = batch.ids.len();
         let mut grads: Vec<Option<Tensor>> = self.params.iter().map(|_| None).collect();
@@ -229,14 +230,15 @@ impl Trainer {
 
 fn card(recipe: &Recipe, dataset: &Dataset) -> Result<Card> {
     recipe.train.validate(recipe.flow.levels)?;
-    let path = Path::new(&recipe.flow)?;
+    let flow = recipe.flow.build()?;
+    recipe.model.validate_method(&recipe.flow)?;
     let metadata = dataset.metadata();
     Ok(Card {
         version: VERSION,
         step: 0,
         model: recipe.model.clone(),
         flow: recipe.flow.clone(),
-        geometry: geometry(metadata, path.levels()),
+        geometry: geometry(metadata, flow.levels()),
         normalization: normalization(dataset, recipe.train.normalize)?,
         autoencoder: metadata.autoencoder.clone(),
         autoencoder_config: recipe.autoencoder.clone(),

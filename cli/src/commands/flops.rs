@@ -3,7 +3,7 @@
 use super::Context;
 use crate::config::ConfigArgs;
 use anyhow::Result;
-use lapflow_model::flow::{FlowConfig, Path};
+use lapflow_model::flow::FlowConfig;
 use lapflow_model::net::{Cost, Geometry, ModelConfig, cost};
 use serde_json::json;
 
@@ -26,27 +26,27 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let config = args.config.load()?;
-    let path = Path::new(&config.flow)?;
+    let flow = config.flow.build()?;
     let side = args.latent.unwrap_or(config.data.ingest.size as usize / 8);
     let geometry = Geometry {
         channels: args.channels,
         height: side,
         width: side,
-        levels: path.levels(),
+        levels: flow.levels(),
         classes: args.classes,
     };
     config.model.validate(&geometry)?;
-    let multi = cost(&config.model, &geometry, &path);
+    let multi = cost(&config.model, &geometry, flow.as_ref());
     let single = single_scale(&config.model, &geometry)?;
     let ratio = multi.mean_macs / single.mean_macs;
     if context.json {
         println!("{}", json!({ "model": multi, "dit": single, "ratio": ratio }));
         return Ok(());
     }
-    println!("latents     {}x{side}x{side}, {} levels", args.channels, path.levels());
+    println!("latents     {}x{side}x{side}, {} levels", args.channels, flow.levels());
     println!("parameters  {:.2} M (DiT {:.2} M)", millions(&multi), millions(&single));
     for (k, macs) in multi.segment_macs.iter().enumerate().rev() {
-        let (start, end) = path.segment(k);
+        let (start, end) = flow.segment(k);
         println!("t {start:.2}-{end:.2}  {:.3} GMACs an evaluation", *macs as f64 / 1e9);
     }
     println!("mean        {:.3} GMACs an evaluation", multi.mean_macs / 1e9);
@@ -56,9 +56,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 
 /// The cost of the same backbone on one level, without condition tokens: DiT.
 pub fn single_scale(model: &ModelConfig, geometry: &Geometry) -> Result<Cost> {
-    let path = Path::new(&FlowConfig { levels: 1, ..FlowConfig::default() })?;
+    let flow = FlowConfig { levels: 1, ..FlowConfig::default() }.build()?;
     let model = ModelConfig { cond_tokens: false, ..model.clone() };
-    Ok(cost(&model, &Geometry { levels: 1, ..*geometry }, &path))
+    Ok(cost(&model, &Geometry { levels: 1, ..*geometry }, flow.as_ref()))
 }
 
 fn millions(cost: &Cost) -> f64 {

@@ -8,6 +8,7 @@ mod encode;
 mod eval;
 mod flops;
 mod ingest;
+pub(crate) mod plan;
 mod report;
 mod sample;
 mod train;

@@ -18,7 +18,6 @@ use futures::TryStreamExt;
 use image::DynamicImage;
 use lapflow_ingest::{Outcome, Source};
 use lapflow_model::checkpoint::Card;
-use lapflow_model::flow::Path as FlowPath;
 use lapflow_model::net::cost;
 use lapflow_model::pyramid;
 use lapflow_sample::{Generator, Request};
@@ -120,7 +119,9 @@ fn pictures(generator: &Generator, requests: &[Request]) -> Result<Vec<DynamicIm
 
 /// The levels of one sample on their way from noise to data.
 fn trajectory(generator: &Generator, request: Request) -> Result<Figure> {
-    let levels = generator.card().geometry.levels;
+    // Methods that work on one level at a time show one image of growing size.
+    let joint = generator.card().flow.build()?.joint();
+    let levels = if joint { generator.card().geometry.levels } else { 1 };
     let mut rows: Vec<PictureRow> = (0..levels)
         .rev()
         .map(|k| PictureRow { label: format!("level {k}"), pictures: Vec::new() })
@@ -264,9 +265,11 @@ fn training(lines: &[Line]) -> Section {
 
 /// Parameters and operations, beside the single-scale model of the same backbone.
 fn costs(card: &Card) -> Result<Section> {
-    let path = FlowPath::new(&card.flow)?;
-    let (multi, single) =
-        (cost(&card.model, &card.geometry, &path), single_scale(&card.model, &card.geometry)?);
+    let path = card.flow.build()?;
+    let (multi, single) = (
+        cost(&card.model, &card.geometry, path.as_ref()),
+        single_scale(&card.model, &card.geometry)?,
+    );
     let giga = |macs: f64| format!("{:.3}", macs / 1e9);
     let millions = |count: u64| format!("{:.2}", count as f64 / 1e6);
     let mut rows =

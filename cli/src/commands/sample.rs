@@ -6,7 +6,6 @@ use crate::progress::Progress as Bar;
 use anyhow::{Context as _, Result, anyhow, bail};
 use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, Tiling, WeightsSource};
 use lapflow_model::checkpoint::{Card, Checkpoint};
-use lapflow_model::flow::Path as FlowPath;
 use lapflow_model::net::cost;
 use lapflow_sample::images::Compression;
 use lapflow_sample::job::Progress;
@@ -33,7 +32,7 @@ pub struct Args {
     /// Classifier-free guidance scale
     #[arg(long)]
     cfg: Option<f64>,
-    /// dopri5, euler, midpoint, heun or sde (Euler-Maruyama)
+    /// dopri5, euler, midpoint, heun or sde (Euler-Maruyama); ddim or ddpm for flow.method = "dit"
     #[arg(long, value_parser = solver_name)]
     solver: Option<SolverName>,
     /// Steps of a fixed-step solver
@@ -64,7 +63,8 @@ pub struct Args {
 }
 
 fn solver_name(text: &str) -> Result<SolverName, String> {
-    serde_json::from_value(json!(text)).map_err(|_| "dopri5, euler, midpoint, heun or sde".into())
+    serde_json::from_value(json!(text))
+        .map_err(|_| "dopri5, euler, midpoint, heun, sde, ddim or ddpm".into())
 }
 
 /// Runs the command.
@@ -122,7 +122,7 @@ fn rate(state: &Progress) -> f64 {
 
 /// Multiply-accumulates a drawn image, guidance's null halves included.
 fn macs(state: &Progress, card: &Card) -> Result<f64> {
-    let cost = cost(&card.model, &card.geometry, &FlowPath::new(&card.flow)?);
+    let cost = cost(&card.model, &card.geometry, card.flow.build()?.as_ref());
     let total: f64 =
         state.costs.iter().map(|c| cost.segment_macs[c.level] as f64 * c.passes as f64).sum();
     Ok(total / state.drawn.max(1) as f64)

@@ -1,13 +1,11 @@
 //! `lapflow train`: a flow from a dataset, resumable at any step.
 
-use super::Context;
+use super::{Context, plan};
 use crate::config::{Config, ConfigArgs};
 use crate::progress::Progress;
 use anyhow::{Result, bail};
-use lapflow_model::flow::Path;
-use lapflow_model::net::cost;
 use lapflow_store::Dataset;
-use lapflow_train::{Outcome, Recipe, RunFolder, Trainer, geometry};
+use lapflow_train::{Outcome, Recipe, RunFolder, Trainer};
 use serde_json::json;
 
 /// Arguments of `lapflow train`.
@@ -18,16 +16,20 @@ pub struct Args {
     /// Go on from the newest checkpoint of the run folder
     #[arg(long)]
     resume: bool,
-    /// Show parameters, operations and steps, and train nothing
+    /// Show parameters, operations, memory and steps, and train nothing; the dataset need not be
+    /// there yet
     #[arg(long)]
     dry_run: bool,
+    /// Label classes that --dry-run assumes for a dataset that is not there yet
+    #[arg(long, default_value_t = 0, requires = "dry_run")]
+    classes: usize,
 }
 
 /// Runs the command.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let config = args.config.load()?;
     if args.dry_run {
-        return dry_run(&config, context);
+        return plan::print(&config, args.classes, context);
     }
     let outcome = train(&config, args.resume, context)?;
     if context.json {
@@ -84,36 +86,4 @@ pub fn train(config: &Config, resume: bool, context: &Context) -> Result<Outcome
         outcome.step, outcome.seconds
     ));
     Ok(outcome)
-}
-
-fn dry_run(config: &Config, context: &Context) -> Result<()> {
-    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
-    let path = Path::new(&config.flow)?;
-    let geometry = geometry(dataset.metadata(), path.levels());
-    config.model.validate(&geometry)?;
-    let cost = cost(&config.model, &geometry, &path);
-    // Weights, gradients, both moments and the average, in f32.
-    let state_bytes = cost.parameters * 4 * if config.train.ema_decay > 0.0 { 5 } else { 4 };
-    let epochs = config.train.steps as f64 * config.train.batch as f64 / dataset.rows() as f64;
-    if context.json {
-        println!(
-            "{}",
-            json!({
-                "parameters": cost.parameters, "segment_macs": cost.segment_macs,
-                "mean_macs": cost.mean_macs, "state_bytes": state_bytes,
-                "steps": config.train.steps, "epochs": epochs,
-            })
-        );
-        return Ok(());
-    }
-    println!("dataset     {} samples, {:?}", dataset.rows(), geometry);
-    println!("parameters  {:.2} M", cost.parameters as f64 / 1e6);
-    for (k, macs) in cost.segment_macs.iter().enumerate().rev() {
-        let (start, end) = path.segment(k);
-        println!("t {start:.2}-{end:.2}  {:.3} GMACs an evaluation", *macs as f64 / 1e9);
-    }
-    println!("mean        {:.3} GMACs an evaluation", cost.mean_macs / 1e9);
-    println!("state       {:.1} MB before activations", state_bytes as f64 / 1e6);
-    println!("training    {} steps, {epochs:.1} epochs", config.train.steps);
-    Ok(())
 }

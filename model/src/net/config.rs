@@ -1,6 +1,7 @@
 //! The `[model]` section and the shape of what the network works on.
 
 use crate::error::{ModelError, Result};
+use crate::flow::{FlowConfig, Method};
 use crate::kernels::Mask;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,9 @@ pub struct ModelConfig {
     pub cond_tokens: bool,
     /// The network sees `t * time_scale`.
     pub time_scale: f64,
+    /// Whether the head also gives the reverse step's variance (DiT's own objective).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub learn_sigma: bool,
 }
 
 impl Default for ModelConfig {
@@ -40,6 +44,7 @@ impl Default for ModelConfig {
             untied: vec![Part::Embed, Part::Qkv, Part::Head],
             cond_tokens: true,
             time_scale: 1000.0,
+            learn_sigma: false,
         }
     }
 }
@@ -126,6 +131,28 @@ impl ModelConfig {
             (true, false) => 1,
             (true, true) => 2,
         }
+    }
+
+    /// Channels of the network's answer.
+    pub fn outputs(&self, geometry: &Geometry) -> usize {
+        geometry.channels * if self.learn_sigma { 2 } else { 1 }
+    }
+
+    /// Whether this network can be trained by `flow`'s method.
+    ///
+    /// # Errors
+    /// When a method of one network for all levels meets parts of a level's own, or a learned
+    /// variance one that has none.
+    pub fn validate_method(&self, flow: &FlowConfig) -> Result<()> {
+        let wrong = |reason: String| Err(ModelError::config("model", reason));
+        let method = flow.method;
+        if method != Method::Lapflow && flow.levels > 1 && !self.untied.is_empty() {
+            return wrong(format!("flow.method {method:?} is one network for all: untied = []"));
+        }
+        if method != Method::Dit && self.learn_sigma {
+            return wrong("learn_sigma is for flow.method = \"dit\"".into());
+        }
+        Ok(())
     }
 
     /// How many copies of `part` there are.

@@ -4,8 +4,9 @@
 //! (and, as fvcore counts them, one operation an element for layer norms).
 
 use super::config::{Geometry, ModelConfig, Part};
-use crate::flow::Path;
+use crate::flow::Flow;
 use serde::Serialize;
+use std::ops::Range;
 
 /// What a network costs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -18,15 +19,15 @@ pub struct Cost {
     pub mean_macs: f64,
 }
 
-/// Counts `config` on `geometry` along `path`.
-pub fn cost(config: &ModelConfig, geometry: &Geometry, path: &Path) -> Cost {
+/// Counts `config` on `geometry` along `flow`.
+pub fn cost(config: &ModelConfig, geometry: &Geometry, flow: &dyn Flow) -> Cost {
     let segment_macs: Vec<u64> =
-        (0..geometry.levels).map(|k| macs(config, geometry, k) as u64).collect();
+        (0..geometry.levels).map(|k| macs(config, geometry, flow.shown(k)) as u64).collect();
     let mean_macs = segment_macs
         .iter()
         .enumerate()
         .map(|(k, &macs)| {
-            let (start, end) = path.segment(k);
+            let (start, end) = flow.segment(k);
             macs as f64 * (end - start)
         })
         .sum();
@@ -35,6 +36,7 @@ pub fn cost(config: &ModelConfig, geometry: &Geometry, path: &Path) -> Cost {
 
 fn parameters(config: &ModelConfig, geometry: &Geometry) -> usize {
     let (width, pixels) = (config.width(), patch_values(config, geometry));
+    let outputs = config.outputs(geometry) * config.patch * config.patch;
     let linear = |inputs: usize, outputs: usize| outputs * (inputs + 1);
     let copies = |part, count: usize| config.copies(part, geometry) * count;
     let block = copies(Part::Adaln, linear(width, 6 * width))
@@ -44,19 +46,19 @@ fn parameters(config: &ModelConfig, geometry: &Geometry) -> usize {
     let labels = if geometry.classes > 0 { (geometry.classes + 1) * width } else { 0 };
     config.depth() * block
         + copies(Part::Embed, linear(pixels, width))
-        + copies(Part::Head, linear(width, 2 * width) + linear(width, pixels))
+        + copies(Part::Head, linear(width, 2 * width) + linear(width, outputs))
         + linear(256, width)
         + linear(width, width)
         + labels
         + config.cond_token_count(geometry) * linear(width, width)
 }
 
-/// Multiply-accumulates of one evaluation for one sample with levels `finest`..K-1 active.
-fn macs(config: &ModelConfig, geometry: &Geometry, finest: usize) -> usize {
+/// Multiply-accumulates of one evaluation for one sample with the levels `shown`.
+fn macs(config: &ModelConfig, geometry: &Geometry, shown: Range<usize>) -> usize {
     let (width, pixels) = (config.width(), patch_values(config, geometry));
+    let outputs = config.outputs(geometry) * config.patch * config.patch;
     let cond = config.cond_token_count(geometry);
-    let latent: Vec<usize> =
-        (finest..geometry.levels).rev().map(|k| geometry.level_tokens(k, config.patch)).collect();
+    let latent: Vec<usize> = shown.rev().map(|k| geometry.level_tokens(k, config.patch)).collect();
     let mut tokens = latent.clone();
     tokens[0] += cond;
     let (patches, all): (usize, usize) = (latent.iter().sum(), tokens.iter().sum());
@@ -71,7 +73,7 @@ fn macs(config: &ModelConfig, geometry: &Geometry, finest: usize) -> usize {
         + adaln_copies * 6 * width * width
         + 2 * all * width; // layer norms
     config.depth() * block
-        + 2 * patches * pixels * width
+        + patches * (pixels + outputs) * width
         + head_copies * 2 * width * width
         + patches * width
         + (256 + width) * width

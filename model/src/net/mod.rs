@@ -10,5 +10,6 @@ mod layers;
 mod transformer;
 
 pub use config::{Geometry, ModelConfig, Part, Preset};
+pub(crate) use embed::positions;
 pub use flops::{Cost, cost};
 pub use transformer::Transformer;

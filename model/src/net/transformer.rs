@@ -20,6 +20,7 @@ pub struct Transformer {
     head: PerLevel<Head>,
     geometry: Geometry,
     patch: usize,
+    outputs: usize,
 }
 
 impl Transformer {
@@ -31,6 +32,7 @@ impl Transformer {
         config.validate(geometry)?;
         let (width, patch) = (config.width(), config.patch);
         let pixels = geometry.channels * patch * patch;
+        let outputs = config.outputs(geometry);
         let embed =
             PerLevel::new(&scope.at("x_embedder"), config.copies(Part::Embed, geometry), |s| {
                 Linear::new(&s.at("proj"), pixels, width, Init::Xavier)
@@ -41,7 +43,7 @@ impl Transformer {
             .collect::<Result<Vec<_>>>()?;
         let head =
             PerLevel::new(&scope.at("final_layer"), config.copies(Part::Head, geometry), |s| {
-                Head::new(s, width, pixels)
+                Head::new(s, width, outputs * patch * patch)
             })?;
         let positions = (0..geometry.levels)
             .map(|k| {
@@ -50,14 +52,17 @@ impl Transformer {
                 Ok(grid.to_dtype(scope.dtype())?)
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { embed, positions, condition, blocks, head, geometry: *geometry, patch })
+        let geometry = *geometry;
+        Ok(Self { embed, positions, condition, blocks, head, geometry, patch, outputs })
     }
 
     /// Velocities of the active levels.
     ///
-    /// `levels` are `x_t` of pyramid levels s..K-1, finest first, each `(b, c, h_k, w_k)`; `t` is
+    /// `levels` are `x_t` of consecutive pyramid levels (s..K-1, or one alone for the methods that
+    /// work so), finest first, each `(b, c, h_k, w_k)`: its size says which level it is. `t` is
     /// `(b)` f32 in [0, 1]; `labels` `(b)` u32 below `classes`, or `classes` for the null class,
-    /// which is also what their absence means. The result has the shapes of `levels`.
+    /// which is also what their absence means. The result has the shapes of `levels`, with twice
+    /// the channels under `learn_sigma`.
     ///
     /// # Errors
     /// When the levels do not fit the geometry.
@@ -71,41 +76,47 @@ impl Transformer {
         let batch = levels[0].dim(0)?;
         let (c, cond) = self.condition.forward(t, labels)?; // (b, width), (b, n, width)
         let cond_tokens = cond.as_ref().map_or(0, |cond| cond.dims()[1]);
-        let layout = self.layout(batch, finest, cond_tokens);
+        let layout = self.layout(batch, finest, levels.len(), cond_tokens);
         let mut x = self.tokens(levels, finest, cond.as_ref())?; // (rows, width)
         let silu_c = c.silu()?;
         for block in &self.blocks {
             x = block.forward(&x, &silu_c, &layout, finest)?;
         }
-        (finest..self.geometry.levels)
+        let coarsest = finest + levels.len() - 1;
+        (finest..=coarsest)
             .map(|k| {
-                let place = self.geometry.levels - 1 - k;
+                let place = coarsest - k;
                 let skip = if place == 0 { cond_tokens } else { 0 };
                 let rows = level_tokens(&x, &layout, place, skip)?; // (b * tokens, width)
                 let own = TokenLayout::new(batch, vec![layout.tokens(place) - skip]);
                 let y = self.head.level(k).forward(&rows, &silu_c, &own)?; // (b * tokens, p p c)
                 let size = self.geometry.level_size(k);
-                unpatchify(&y, self.patch, size, self.geometry.channels)
+                unpatchify(&y, self.patch, size, self.outputs)
             })
             .collect()
     }
 
     fn check(&self, levels: &[Tensor]) -> Result<usize> {
-        let fits = |&finest: &usize| {
-            levels.iter().zip(finest..).all(|(x, k)| {
-                let (h, w) = self.geometry.level_size(k);
-                x.dims().len() == 4 && x.dims()[1..] == [self.geometry.channels, h, w]
-            })
+        let is = |x: &Tensor, k: usize| {
+            let (h, w) = self.geometry.level_size(k);
+            x.dims().len() == 4 && x.dims()[1..] == [self.geometry.channels, h, w]
         };
-        let finest = self.geometry.levels.checked_sub(levels.len());
-        finest.filter(|_| !levels.is_empty()).filter(fits).ok_or_else(|| {
+        let last = self.geometry.levels.saturating_sub(levels.len());
+        let fits = |finest: &usize| levels.iter().zip(*finest..).all(|(x, k)| is(x, k));
+        (0..=last).find(fits).filter(|_| !levels.is_empty()).ok_or_else(|| {
             let shapes: Vec<_> = levels.iter().map(Tensor::dims).collect();
             ModelError::config("model", format!("levels {shapes:?} do not fit {:?}", self.geometry))
         })
     }
 
-    fn layout(&self, batch: usize, finest: usize, cond_tokens: usize) -> TokenLayout {
-        let mut tokens: Vec<usize> = (finest..self.geometry.levels)
+    fn layout(
+        &self,
+        batch: usize,
+        finest: usize,
+        levels: usize,
+        cond_tokens: usize,
+    ) -> TokenLayout {
+        let mut tokens: Vec<usize> = (finest..finest + levels)
             .rev()
             .map(|k| self.geometry.level_tokens(k, self.patch))
             .collect();
@@ -116,7 +127,7 @@ impl Transformer {
     /// Embedded patches of every level, coarsest first, condition tokens in front of the coarsest.
     fn tokens(&self, levels: &[Tensor], finest: usize, cond: Option<&Tensor>) -> Result<Tensor> {
         let mut parts = Vec::with_capacity(levels.len());
-        for (x, k) in levels.iter().zip(finest..self.geometry.levels).rev() {
+        for (x, k) in levels.iter().enumerate().map(|(i, x)| (x, finest + i)).rev() {
             let patches = patchify(x, self.patch)?; //                    (b * tokens, c p p)
             let rows = self.embed.level(k).forward(&patches)?; //         (b * tokens, width)
             let (tokens, width) = self.positions[k].dims2()?;

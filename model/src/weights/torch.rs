@@ -171,7 +171,12 @@ impl View {
 /// Finds the tensors: of the root itself, or of the wrapper that holds the state dict.
 fn state_dict(pickle: &Pickle) -> Result<Vec<(String, View)>, String> {
     let mut root = pickle.root();
-    for _ in 0..DEPTH_MAX {
+    let holds = |name| {
+        item(pickle, root, name).is_some_and(|id| matches!(pickle.value(id), Value::Dict(_)))
+    };
+    // Trained weights beside their average: both, each under its name.
+    let unwrapped = if holds("model") && holds("ema") { 0 } else { DEPTH_MAX };
+    for _ in 0..unwrapped {
         let wrapped = WRAPPERS.iter().find_map(|name| {
             let inner = item(pickle, root, name)?;
             matches!(pickle.value(inner), Value::Dict(_)).then_some(inner)

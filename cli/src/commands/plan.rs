@@ -1,0 +1,119 @@
+//! `lapflow train --dry-run`: what a run would cost.
+
+use super::Context;
+use crate::config::Config;
+use anyhow::Result;
+use lapflow_model::autoencoder::WeightsSource;
+use lapflow_model::flow::Flow;
+use lapflow_model::net::{Cost, Geometry, cost};
+use lapflow_store::Dataset;
+use lapflow_train::{Stages, geometry};
+use serde_json::json;
+
+/// Values of the width that a token leaves behind in a block for the backward pass: the block's
+/// input, both norms, query, key and value, attention's output and its projection, the residual
+/// sum, the feed-forward network's two hidden layers (4 widths each) and its output.
+const KEPT_A_TOKEN: u64 = 17;
+
+/// What a run takes before its first step.
+pub struct Plan {
+    /// Samples of the dataset, if it is there.
+    pub samples: Option<u64>,
+    /// What the network works on.
+    pub geometry: Geometry,
+    /// Parameters and operations.
+    pub cost: Cost,
+    /// Weights, gradients, both moments and the average.
+    pub state_bytes: u64,
+    /// What the largest stage's backward pass needs, estimated.
+    pub activation_bytes: u64,
+}
+
+/// Counts `config`; a dataset that is not there yet is taken to be what the config would make,
+/// with `classes` classes.
+pub fn plan(config: &Config, dataset: Option<&Dataset>, classes: usize) -> Result<Plan> {
+    let flow = config.flow.build()?;
+    let geometry = match dataset {
+        Some(dataset) => geometry(dataset.metadata(), flow.levels()),
+        None => expected(config, flow.levels(), classes),
+    };
+    config.model.validate(&geometry)?;
+    let cost = cost(&config.model, &geometry, flow.as_ref());
+    let state_bytes = cost.parameters * 4 * if config.train.ema_decay > 0.0 { 5 } else { 4 };
+    Ok(Plan {
+        samples: dataset.map(|dataset| dataset.rows()),
+        activation_bytes: activations(config, &geometry, flow.as_ref()),
+        geometry,
+        cost,
+        state_bytes,
+    })
+}
+
+/// Prints the plan.
+pub fn print(config: &Config, classes: usize, context: &Context) -> Result<()> {
+    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset));
+    if let Err(error) = &dataset {
+        tracing::warn!("{error}; geometry taken from the config, {classes} classes");
+    }
+    let plan = plan(config, dataset.ok().as_ref(), classes)?;
+    let (steps, cost) = (config.train.steps, &plan.cost);
+    let drawn = steps as f64 * config.train.batch as f64;
+    let epochs = plan.samples.map(|samples| drawn / samples as f64);
+    if context.json {
+        let summary = json!({
+            "parameters": cost.parameters, "segment_macs": cost.segment_macs,
+            "mean_macs": cost.mean_macs, "state_bytes": plan.state_bytes,
+            "activation_bytes": plan.activation_bytes, "steps": steps, "epochs": epochs,
+        });
+        println!("{summary}");
+        return Ok(());
+    }
+    match plan.samples {
+        Some(samples) => println!("dataset     {samples} samples, {:?}", plan.geometry),
+        None => println!("dataset     not there yet, taken as {:?}", plan.geometry),
+    }
+    println!("method      {:?}, {} levels", config.flow.method, plan.geometry.levels);
+    println!("parameters  {:.2} M", cost.parameters as f64 / 1e6);
+    let flow = config.flow.build()?;
+    for (k, macs) in cost.segment_macs.iter().enumerate().rev() {
+        let (start, end) = flow.segment(k);
+        println!("t {start:.2}-{end:.2}  {:.3} GMACs an evaluation", *macs as f64 / 1e9);
+    }
+    println!("mean        {:.3} GMACs an evaluation", cost.mean_macs / 1e9);
+    println!("state       {:.1} MB of weights, gradients and optimizer", mega(plan.state_bytes));
+    println!("activations {:.1} MB in the largest stage, about", mega(plan.activation_bytes));
+    match epochs {
+        Some(epochs) => println!("training    {steps} steps, {epochs:.1} epochs"),
+        None => println!("training    {steps} steps"),
+    }
+    Ok(())
+}
+
+/// The geometry of the dataset that the config would make: files of weights are taken to be of
+/// the SD-VAE's kind, 8x smaller with 4 channels.
+fn expected(config: &Config, levels: usize, classes: usize) -> Geometry {
+    let (factor, channels) = match config.autoencoder.weights {
+        WeightsSource::Pixel => (1, 3),
+        WeightsSource::Builtin => (4, 4),
+        WeightsSource::File(_) | WeightsSource::Pair { .. } => (8, 4),
+    };
+    let side = config.data.ingest.size as usize / factor;
+    Geometry { channels, height: side, width: side, levels, classes }
+}
+
+fn activations(config: &Config, geometry: &Geometry, flow: &dyn Flow) -> u64 {
+    let tokens = |k: usize| -> u64 {
+        flow.shown(k).map(|level| geometry.level_tokens(level, config.model.patch) as u64).sum()
+    };
+    let most = (0..flow.levels()).map(tokens).max().unwrap_or(0);
+    let samples = match config.train.stages {
+        Stages::Step => config.train.batch,
+        Stages::Balanced => config.train.batch.div_ceil(flow.levels()),
+    };
+    let (width, depth) = (config.model.width() as u64, config.model.depth() as u64);
+    samples as u64 * most * depth * width * KEPT_A_TOKEN * 4
+}
+
+fn mega(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}

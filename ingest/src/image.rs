@@ -13,6 +13,30 @@ pub struct RgbImage {
     pub pixels: Vec<u8>,
 }
 
+/// An image as a decoder gave it, perhaps smaller than the file says.
+pub(crate) struct Decoded {
+    pub(crate) image: RgbImage,
+    /// Width and height that it has in full, as it is turned.
+    pub(crate) full: (u32, u32),
+    /// How often the decoder halved its sides, rounding up.
+    pub(crate) halvings: u32,
+}
+
+impl Decoded {
+    /// An image in full.
+    pub(crate) fn whole(image: RgbImage) -> Self {
+        let full = (image.width, image.height);
+        Self { image, full, halvings: 0 }
+    }
+
+    /// Width and height of the picture in pixels of the image. A side that the decoder rounded
+    /// up ends with a pixel that the picture takes only a part of.
+    pub(crate) fn extent(&self) -> (f64, f64) {
+        let divisor = f64::from(1 << self.halvings);
+        (f64::from(self.full.0) / divisor, f64::from(self.full.1) / divisor)
+    }
+}
+
 impl RgbImage {
     /// Bytes in one row.
     pub(crate) fn row_bytes(&self) -> usize {

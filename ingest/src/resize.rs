@@ -39,11 +39,14 @@ impl Filter {
     }
 }
 
-/// One axis of a resize: `source` pixels scaled to `scaled`, of which only `kept` from `first`
-/// are computed.
+/// One axis of a resize: `extent` of the `source` pixels scaled to `scaled`, of which only `kept`
+/// from `first` are computed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Axis {
     pub(crate) source: u32,
+    /// How many of the source pixels the picture takes, from the first on: less than all of
+    /// them where a decoder rounded a reduced side up.
+    pub(crate) extent: f64,
     pub(crate) scaled: u32,
     pub(crate) first: u32,
     pub(crate) kept: u32,
@@ -52,22 +55,19 @@ pub(crate) struct Axis {
 impl Axis {
     /// All of `source` to `scaled` pixels.
     pub(crate) fn whole(source: u32, scaled: u32) -> Self {
-        Self { source, scaled, first: 0, kept: scaled }
+        Self { source, extent: source.into(), scaled, first: 0, kept: scaled }
     }
 
     fn scale(&self) -> f64 {
-        f64::from(self.source) / f64::from(self.scaled)
+        self.extent / f64::from(self.scaled)
     }
 
     /// Start and length of the kept part in source pixels.
     fn window(&self) -> (f64, f64) {
         let scale = self.scale();
         // Multiplying back would leave the whole axis an ulp short or long.
-        let length = if self.kept == self.scaled {
-            f64::from(self.source)
-        } else {
-            f64::from(self.kept) * scale
-        };
+        let length =
+            if self.kept == self.scaled { self.extent } else { f64::from(self.kept) * scale };
         (f64::from(self.first) * scale, length)
     }
 

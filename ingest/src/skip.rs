@@ -70,7 +70,7 @@ pub enum SkipReason {
         /// The decoder's words.
         detail: String,
     },
-    /// A variant of the format that is not decoded, such as arithmetic-coded JPEG.
+    /// A variant of the format that is not decoded, such as JPEG of 12 bits a sample.
     #[error("unsupported {format}: {detail}")]
     Unsupported {
         /// The format of its first bytes.

@@ -11,7 +11,7 @@ use tokio::sync::{SemaphorePermit, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::config::Decode;
-use crate::crop::crop;
+use crate::crop::crop_decoded;
 use crate::decode::{Format, Opened, contained};
 use crate::error::{IngestError, Result};
 use crate::image::RgbImage;
@@ -181,7 +181,7 @@ impl Source {
         let reservation = self.decode_budget.reserve(opened.working_bytes);
         let decoded = opened.decode(self.config.exif_orientation)?;
         let seed = self.config.seed ^ entry.id.wrapping_mul(0xd134_2543_de82_ef95);
-        let image = crop(decoded, self.config.size, self.config.crop, seed);
+        let image = crop_decoded(decoded, self.config.size, self.config.crop, seed);
         drop(reservation);
         Ok(Item {
             id: entry.id,

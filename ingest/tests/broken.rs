@@ -72,7 +72,7 @@ fn every_broken_file_is_skipped_in_its_own_words() {
         ),
         ("one byte", vec![0xff], "neither JPEG, PNG, WebP nor PPM: it starts with ff"),
         ("jpeg start only", vec![0xff, 0xd8, 0xff], "truncated JPEG"),
-        ("jpeg start and end", vec![0xff, 0xd8, 0xff, 0xd9], "truncated JPEG"),
+        ("jpeg start and end", vec![0xff, 0xd8, 0xff, 0xd9], "corrupt JPEG: missing SOF marker"),
         ("jpeg without scan data", scan("rgb-420.jpg"), "truncated JPEG"),
         ("jpeg cut in its header", cut("rgb-420.jpg", 0.1), "truncated JPEG"),
         ("jpeg cut in its scan", cut("rgb-420.jpg", 0.8), "truncated JPEG"),
@@ -82,7 +82,7 @@ fn every_broken_file_is_skipped_in_its_own_words() {
         (
             "jpeg of width 0",
             patched("rgb-420.jpg", SOF, 3, &[0, 0]),
-            "corrupt JPEG: its width or height is 0",
+            "corrupt JPEG: SOF width must not be 0",
         ),
         (
             "jpeg of 65535 squared",
@@ -92,27 +92,22 @@ fn every_broken_file_is_skipped_in_its_own_words() {
         (
             "jpeg of 12 bits",
             patched("rgb-420.jpg", SOF, 0, &[12]),
-            "corrupt JPEG: The library can only parse 8-bit images, the image has 12 bits of precision",
+            "unsupported JPEG: 12 bits a sample",
         ),
         (
             "jpeg of 7 components",
             patched("rgb-420.jpg", SOF, 5, &[7]),
-            "corrupt JPEG: Length of start of frame differs from expected 29,value is 17",
+            "corrupt JPEG: SOF component count must be 1-4, got 7",
         ),
         (
             "jpeg with sampling 0",
             patched("rgb-420.jpg", SOF, 7, &[0]),
-            "corrupt JPEG: Horizontal sample is not a power of two(0) cannot decode",
+            "corrupt JPEG: sampling factor must be 1-4, got 0x0",
         ),
         (
             "lossless jpeg",
             with_frame_marker(0xc3),
-            "corrupt JPEG: Error decoding SOF Marker, Number of components cannot be zero.",
-        ),
-        (
-            "arithmetic jpeg",
-            with_frame_marker(0xc9),
-            "corrupt JPEG: Error decoding SOF Marker, Number of components cannot be zero.",
+            "unsupported JPEG: lossless predictor 0 (must be 1-7)",
         ),
         ("png cut in its header", golden("rgb.png")[..20].to_vec(), "truncated PNG"),
         ("png cut", cut("rgb.png", 0.6), "truncated PNG"),
@@ -177,10 +172,17 @@ fn every_broken_file_is_skipped_in_its_own_words() {
             "99999x99999 pixels, more than pixels_max = 100000000",
         ),
     ];
-    for (name, bytes, expected) in cases {
-        let reason = decode(&bytes, &Limits::default()).err().map(|reason| reason.to_string());
-        assert_eq!(reason.as_deref(), Some(expected), "{name}");
-    }
+    let differ: Vec<String> = cases
+        .into_iter()
+        .filter_map(|(name, bytes, expected)| {
+            let words = match decode(&bytes, &Limits::default()) {
+                Ok(_) => "it decoded".to_owned(),
+                Err(reason) => reason.to_string(),
+            };
+            (words != expected).then(|| format!("{name}: {words}"))
+        })
+        .collect();
+    assert!(differ.is_empty(), "{differ:#?}");
 }
 
 #[test]

@@ -96,7 +96,7 @@ async fn broken_environments_are_named_and_never_followed_out_of_the_file() {
     assert_eq!(error(&looped).await, format!("source {name}: its pages form a loop"));
 
     let mut state = 1_u64;
-    for _ in 0..150 {
+    for _ in 0..40 {
         let mut flipped = whole.clone();
         for _ in 0..8 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

@@ -89,7 +89,7 @@ async fn every_file_is_accounted_for_and_classes_are_sorted_folders() {
         reasons,
         [
             "n01/empty.jpg: the file is empty",
-            "n01/text.png: neither JPEG, PNG nor WebP: it starts with 6e6f7420616e2069",
+            "n01/text.png: neither JPEG, PNG, WebP nor PPM: it starts with 6e6f7420616e2069",
             "n02/half.png: truncated PNG",
         ]
     );

@@ -53,10 +53,10 @@ impl Jpeg<'_> {
         (frame.width.into(), frame.height.into())
     }
 
-    /// Makes the decoder halve the sides (rounding up) so many times, which costs next to
-    /// nothing: it leaves out the high frequencies of each block.
+    /// Makes the decoder halve the sides (rounding up) so many times, at most
+    /// [`HALVINGS_MAX`]: it leaves out the high frequencies of each block.
     pub(super) fn reduce(&mut self, halvings: u32) -> Result<(), SkipReason> {
-        let scale = ScalingFactor::try_new(1, 1 << halvings.min(HALVINGS_MAX)).map_err(reason)?;
+        let scale = ScalingFactor::try_new(1, 1 << halvings).map_err(reason)?;
         self.decoder.set_scale(scale);
         Ok(())
     }

@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub(crate) use image::metadata::Orientation;
 use serde::Serialize;
 
-use crate::image::RgbImage;
+use crate::image::{Decoded, RgbImage};
 use crate::skip::SkipReason;
 
 /// What a decoder may be asked for.
@@ -83,7 +83,7 @@ impl Format {
 /// # Errors
 /// The [`SkipReason`] with which a stream would leave the image out.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, SkipReason> {
-    contained(Format::sniff(bytes)?, || Opened::new(bytes, limits)?.decode(false))
+    contained(Format::sniff(bytes)?, || Ok(Opened::new(bytes, limits)?.decode(false)?.image))
 }
 
 /// As [`decode`], but lets the decoder halve the sides, rounding up, while the short side keeps
@@ -100,7 +100,7 @@ pub fn decode_to_cover(
     contained(Format::sniff(bytes)?, || {
         let mut opened = Opened::new(bytes, limits)?;
         opened.reduce_to(short_side)?;
-        opened.decode(false)
+        Ok(opened.decode(false)?.image)
     })
 }
 
@@ -121,6 +121,8 @@ pub(crate) struct Opened<'a> {
     pub(crate) height: u32,
     /// Bytes that decoding will hold at its peak, the result included.
     pub(crate) working_bytes: u64,
+    /// How often the decoder is to halve the sides.
+    halvings: u32,
     decoder: Decoder<'a>,
 }
 
@@ -160,27 +162,47 @@ impl<'a> Opened<'a> {
             let pixels_max = limits.pixels_max;
             return Err(SkipReason::TooManyPixels { width, height, pixels_max });
         }
-        Ok(Self { width, height, working_bytes, decoder })
+        Ok(Self { width, height, working_bytes, halvings: 0, decoder })
     }
 
     /// Lets the decoder halve both sides, rounding up, while the short side keeps at least
     /// `short_side` pixels. JPEG's can; images of other formats stay as they are.
     pub(crate) fn reduce_to(&mut self, short_side: u32) -> Result<(), SkipReason> {
         let Decoder::Jpeg(jpeg) = &mut self.decoder else { return Ok(()) };
-        let halvings = (self.width.min(self.height) / short_side.max(1)).max(1).ilog2();
-        jpeg.reduce(halvings)?;
+        let times_larger = (self.width.min(self.height) / short_side.max(1)).max(1);
+        self.halvings = times_larger.ilog2().min(jpeg::HALVINGS_MAX);
+        jpeg.reduce(self.halvings)?;
         self.working_bytes = jpeg.working_bytes();
         Ok(())
     }
 
     /// Decodes to RGB, turned upright if `exif_orientation` and the file asks for it.
-    pub(crate) fn decode(self, exif_orientation: bool) -> Result<RgbImage, SkipReason> {
+    pub(crate) fn decode(self, exif_orientation: bool) -> Result<Decoded, SkipReason> {
+        let (width, height, halvings) = (self.width, self.height, self.halvings);
         let (image, orientation) = match self.decoder {
             Decoder::Jpeg(jpeg) => jpeg.decode()?,
             Decoder::Png(png) => raster::decode(*png, Format::Png)?,
             Decoder::WebP(webp) => raster::decode(*webp, Format::WebP)?,
             Decoder::Ppm(ppm) => ppm.decode()?,
         };
-        Ok(if exif_orientation { image.oriented(orientation) } else { image })
+        if !exif_orientation {
+            return Ok(Decoded { image, full: (width, height), halvings });
+        }
+        let full = if turns(orientation) { (height, width) } else { (width, height) };
+        Ok(Decoded { image: image.oriented(orientation), full, halvings })
+    }
+}
+
+/// Whether an orientation swaps width and height.
+fn turns(orientation: Orientation) -> bool {
+    match orientation {
+        Orientation::NoTransforms
+        | Orientation::FlipHorizontal
+        | Orientation::FlipVertical
+        | Orientation::Rotate180 => false,
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => true,
     }
 }

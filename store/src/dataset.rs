@@ -9,7 +9,7 @@ use parquet::file::metadata::ParquetMetaData;
 
 use crate::cache::DiskCache;
 use crate::error::{Result, StoreError};
-use crate::location::{Location, blocking};
+use crate::location::{Location, RETRIES_MAX, backoff, blocking};
 use crate::metadata::{FORMAT_VERSION, Metadata};
 use crate::schema::arrow_schema;
 use crate::shard::ShardSummary;
@@ -104,20 +104,34 @@ impl Dataset {
 
     async fn load(location: Location, table: Table, version: Option<u64>) -> Result<Self> {
         blocking(move || {
-            let snapshot = table.snapshot(version)?;
-            let uri = location.url.to_string();
-            let metadata = read_metadata(&uri, snapshot.metadata_configuration())?;
-            let files = table.files(&snapshot)?;
-            for file in &files {
-                file.summary.validate(&metadata, file.size).map_err(|reason| {
-                    StoreError::corrupt(&file.path, "its entry in the log", reason)
-                })?;
+            let repeat = if location.is_local() { 0 } else { RETRIES_MAX };
+            for failures in 0..repeat {
+                match Self::load_once(&location, &table, version) {
+                    Err(error @ (StoreError::Log { .. } | StoreError::Storage { .. })) => {
+                        tracing::warn!(%error, "opening failed, once more");
+                        std::thread::sleep(backoff(failures));
+                    }
+                    outcome => return outcome,
+                }
             }
-            let footers = Footers::default();
-            let inner = Inner { location, table, snapshot, metadata, files, footers };
-            Ok(Self { inner: Arc::new(inner), cache: None })
+            Self::load_once(&location, &table, version)
         })
         .await
+    }
+
+    fn load_once(location: &Location, table: &Table, version: Option<u64>) -> Result<Self> {
+        let snapshot = table.snapshot(version)?;
+        let metadata = read_metadata(location.url.as_str(), snapshot.metadata_configuration())?;
+        let files = table.files(&snapshot)?;
+        for file in &files {
+            file.summary.validate(&metadata, file.size).map_err(|reason| {
+                StoreError::corrupt(&file.path, "its entry in the log", reason)
+            })?;
+        }
+        let (location, table) = (location.clone(), table.clone());
+        let footers = Footers::default();
+        let inner = Inner { location, table, snapshot, metadata, files, footers };
+        Ok(Self { inner: Arc::new(inner), cache: None })
     }
 
     /// Where the dataset is.

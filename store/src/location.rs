@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
@@ -18,6 +19,12 @@ const IO_THREADS: usize = 2;
 /// Threads that decode row groups or replay the log at the same time, at most.
 const BLOCKING_THREADS_MAX: usize = 64;
 
+/// Times an operation on storage is repeated after failing.
+pub(crate) const RETRIES_MAX: u32 = 6;
+/// Bound of the wait before the first repetition.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Longest bound of a wait.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Bytes of a local file read and summed at a time: they fit a core's own cache.
 const CHECKED_BYTES: usize = 128 << 10;
 
@@ -49,6 +56,32 @@ pub(crate) async fn on_runtime<T: Send + 'static>(
 /// Runs blocking `work` (decoding, log replay) on the I/O runtime's blocking pool.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     AbortOnDrop(runtime().spawn_blocking(work)).await
+}
+
+/// Repeats an operation on remote storage that failed for no lasting reason, such as a connection
+/// that was reset: the client itself repeats little but what the server asks it to.
+pub(crate) async fn retrying<T, F>(mut attempt: impl FnMut() -> F) -> object_store::Result<T>
+where
+    F: Future<Output = object_store::Result<T>>,
+{
+    let mut failures = 0;
+    loop {
+        match attempt().await {
+            Err(error @ object_store::Error::Generic { .. }) if failures < RETRIES_MAX => {
+                tracing::warn!(%error, "storage failed, once more");
+                let wait = backoff(failures);
+                failures += 1;
+                on_runtime(async move { tokio::time::sleep(wait).await }).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// A random wait whose bound doubles with every failure, up to [`BACKOFF_MAX`].
+pub(crate) fn backoff(failures: u32) -> Duration {
+    let bound = (BACKOFF_MIN * (1 << failures.min(10))).min(BACKOFF_MAX);
+    bound.mul_f64(rand::random())
 }
 
 /// A spawned task that is aborted when nobody waits for it any more.
@@ -116,9 +149,12 @@ impl Location {
     ) -> std::result::Result<(Bytes, Vec<u32>), object_store::Error> {
         let path = self.path(relative);
         let Ok(root) = self.url.to_file_path() else {
-            let store = Arc::clone(&self.store);
             let start = range.start;
-            let bytes = on_runtime(async move { store.get_range(&path, range).await }).await?;
+            let bytes = retrying(|| {
+                let (store, path, range) = (Arc::clone(&self.store), path.clone(), range.clone());
+                on_runtime(async move { store.get_range(&path, range).await })
+            })
+            .await?;
             return Ok(blocking(move || {
                 let crcs = checksums(&bytes, start, &ends);
                 (bytes, crcs)
@@ -134,6 +170,11 @@ impl Location {
                 _ => object_store::Error::Generic { store: "local file", source: error.into() },
             }
         })
+    }
+
+    /// Whether operations fail for lasting reasons only.
+    pub fn is_local(&self) -> bool {
+        self.url.scheme() == "file"
     }
 
     /// The path within the store of a file named relative to the table's root.

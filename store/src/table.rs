@@ -19,7 +19,7 @@ use delta_kernel_default_engine::{DefaultEngine, DefaultEngineBuilder, build_add
 use rand::RngExt;
 
 use crate::error::{Result, StoreError};
-use crate::location::{Location, runtime};
+use crate::location::{Location, RETRIES_MAX, retrying, runtime};
 use crate::shard::{ShardSummary, transaction_id};
 
 /// What commits name as their author.
@@ -166,38 +166,49 @@ impl Table {
     /// with a conditional put, so among any number of writers exactly one succeeds. After an
     /// error of unknown outcome the next attempt's look finds what happened.
     pub fn commit(&self, file: &DataFile, modified_ms: i64) -> Result<Commit> {
-        let shard = &file.summary.shard;
-        let mut failure = None;
+        let mut failures = 0;
         for attempt in 0..COMMIT_ATTEMPTS_MAX {
-            let snapshot = self.snapshot(None)?;
-            if self.is_committed(&snapshot, shard)? {
-                return self.whose(&snapshot, file, attempt > 0);
-            }
-            match self.attempt(snapshot, file, modified_ms) {
-                Ok(CommitResult::Committed(committed)) => {
-                    let version = committed.commit_version();
-                    if committed.post_commit_stats().commits_since_checkpoint >= CHECKPOINT_COMMITS
-                    {
-                        self.checkpoint(committed.post_commit_snapshot());
-                    }
-                    return Ok(Commit::Done { version });
+            match self.try_commit(file, modified_ms, attempt > 0) {
+                Ok(Some(outcome)) => return Ok(outcome),
+                Ok(None) => {}
+                Err(error) if failures < RETRIES_MAX => {
+                    failures += 1;
+                    tracing::warn!(%error, shard = file.summary.shard, "commit failed, once more");
                 }
-                Ok(CommitResult::Conflicted(_)) => {}
-                Ok(CommitResult::Retryable(retry)) => failure = Some(retry.error),
-                Err(error) if failure.is_none() => failure = Some(error),
-                Err(error) => return Err(self.log_error(error)),
+                Err(error) => return Err(error),
             }
             let wait_max = (1 << attempt.min(10)).min(BACKOFF_MS_MAX);
             let wait_ms = rand::rng().random_range(0..=wait_max);
             std::thread::sleep(std::time::Duration::from_millis(wait_ms));
         }
-        match failure {
-            Some(error) => Err(self.log_error(error)),
-            None => Err(StoreError::Contention {
-                uri: self.location.url.to_string(),
-                shard: shard.clone(),
-                attempts: COMMIT_ATTEMPTS_MAX,
-            }),
+        Err(StoreError::Contention {
+            uri: self.location.url.to_string(),
+            shard: file.summary.shard.clone(),
+            attempts: COMMIT_ATTEMPTS_MAX,
+        })
+    }
+
+    /// One attempt at [`Table::commit`]; `None` where another writer claimed the version first.
+    fn try_commit(
+        &self,
+        file: &DataFile,
+        modified_ms: i64,
+        attempted: bool,
+    ) -> Result<Option<Commit>> {
+        let snapshot = self.snapshot(None)?;
+        if self.is_committed(&snapshot, &file.summary.shard)? {
+            return self.whose(&snapshot, file, attempted).map(Some);
+        }
+        match self.attempt(snapshot, file, modified_ms).map_err(|error| self.log_error(error))? {
+            CommitResult::Committed(committed) => {
+                let version = committed.commit_version();
+                if committed.post_commit_stats().commits_since_checkpoint >= CHECKPOINT_COMMITS {
+                    self.checkpoint(committed.post_commit_snapshot());
+                }
+                Ok(Some(Commit::Done { version }))
+            }
+            CommitResult::Conflicted(_) => Ok(None),
+            CommitResult::Retryable(retry) => Err(self.log_error(retry.error)),
         }
     }
 
@@ -240,16 +251,13 @@ impl Table {
     }
 
     fn log_exists(&self) -> Result<bool> {
-        let store = Arc::clone(&self.location.store);
+        use futures::TryStreamExt;
         let prefix = self.location.path("_delta_log");
-        let listed = runtime().block_on(async move {
-            use futures::TryStreamExt;
-            store.list(Some(&prefix)).try_next().await.map_err(|error| (prefix, error))
-        });
-        match listed {
+        let first = || async { self.location.store.list(Some(&prefix)).try_next().await };
+        match runtime().block_on(retrying(first)) {
             Ok(entry) => Ok(entry.is_some()),
-            Err((_, object_store::Error::NotFound { .. })) => Ok(false),
-            Err((prefix, error)) => Err(StoreError::storage("listing", prefix, error)),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(StoreError::storage("listing", prefix, error)),
         }
     }
 

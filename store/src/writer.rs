@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::dataset::Dataset;
 use crate::error::{Result, StoreError};
-use crate::location::{blocking, on_runtime};
+use crate::location::{blocking, on_runtime, retrying};
 use crate::metadata::{Metadata, Row};
 use crate::schema::{HEAD_COLUMNS, arrow_schema, payload_columns};
 use crate::shard::{RowGroupSummary, ShardSummary, validate_name};
@@ -133,18 +133,23 @@ impl ShardWriter {
         let location = self.dataset.location().clone();
         let path = location.path(&self.path);
         let store = Arc::clone(&location.store);
-        let object = path.clone();
-        let meta = on_runtime(async move {
+        let failed = |error| StoreError::storage("writing", &path, error);
+        on_runtime(async move {
             upload.put(tail).await?;
             // The writer's errors come wrapped as I/O errors.
             upload.shutdown().await.map_err(|error| object_store::Error::Generic {
                 store: "upload",
                 source: error.into(),
-            })?;
-            store.head(&object).await
+            })
         })
         .await
-        .map_err(|error| StoreError::storage("writing", &path, error))?;
+        .map_err(failed)?;
+        let meta = retrying(|| {
+            let (store, object) = (Arc::clone(&store), path.clone());
+            on_runtime(async move { store.head(&object).await })
+        })
+        .await
+        .map_err(failed)?;
         let file = DataFile {
             path: self.path.clone(),
             size: meta.size,

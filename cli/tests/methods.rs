@@ -159,5 +159,5 @@ fn every_method_trains_and_samples_through_the_binary() {
 #[test]
 #[ignore = "a minute or more"]
 fn every_method_learns_four_modes_in_two_dimensions() {
-    learn_all(1500, 0.03, 0.04, 1.0);
+    learn_all(1500, 0.03, 0.04, 2.0);
 }

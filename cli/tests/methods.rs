@@ -161,3 +161,19 @@ fn every_method_trains_and_samples_through_the_binary() {
 fn every_method_learns_four_modes_in_two_dimensions() {
     learn_all(1500, 0.03, 0.04, 2.0);
 }
+
+/// The tiny one of the model crate's goldens, whose latents the built-in autoencoder can decode.
+#[test]
+fn a_published_dit_becomes_a_checkpoint_to_sample_from() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name).display().to_string();
+    let published = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/tests/golden/dit_published.pt");
+    let dit = at("dit.safetensors");
+    lapflow(&["convert", published, &dit, "--autoencoder", "builtin", "--heads", "2"]);
+    for solver in ["ddpm", "ddim"] {
+        let out = at(solver);
+        let how = ["--solver", solver, "--steps", "10", "--cfg", "1.5", "--labels", "3"];
+        lapflow(&[["sample", &dit, "--count", "3", "--out", &out].as_slice(), &how].concat());
+        assert_eq!(read(Path::new(&out)).0.len(), 3);
+    }
+}

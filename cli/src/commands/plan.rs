@@ -9,11 +9,13 @@ use lapflow_model::net::{Cost, Geometry, cost};
 use lapflow_store::Dataset;
 use lapflow_train::{Stages, geometry};
 use serde_json::json;
+use std::path::Path;
 
-/// Values of the width that a token leaves behind in a block for the backward pass: the block's
-/// input, both norms, query, key and value, attention's output and its projection, the residual
-/// sum, the feed-forward network's two hidden layers (4 widths each) and its output.
-const KEPT_A_TOKEN: u64 = 17;
+/// Multiples of the width that a token takes in a block until its backward pass: input, norms,
+/// query, key and value, attention's output and projection, residual sums, the feed-forward
+/// network's hidden layers of 4 widths each, 17 in all, and what the backward pass holds at once.
+/// Measured at 192 wide and 6 deep, 64x64x3 in 1024 tokens: 21.6.
+const KEPT_A_TOKEN: u64 = 21;
 
 /// What a run takes before its first step.
 pub struct Plan {
@@ -29,7 +31,7 @@ pub struct Plan {
     pub activation_bytes: u64,
 }
 
-/// Counts `config`; a dataset that is not there yet is taken to be what the config would make,
+/// Counts `config`; a dataset that is not there is taken to be what the config would make,
 /// with `classes` classes.
 pub fn plan(config: &Config, dataset: Option<&Dataset>, classes: usize) -> Result<Plan> {
     let flow = config.flow.build()?;
@@ -51,11 +53,12 @@ pub fn plan(config: &Config, dataset: Option<&Dataset>, classes: usize) -> Resul
 
 /// Prints the plan.
 pub fn print(config: &Config, classes: usize, context: &Context) -> Result<()> {
-    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset));
-    if let Err(error) = &dataset {
-        tracing::warn!("{error}; geometry taken from the config, {classes} classes");
-    }
-    let plan = plan(config, dataset.ok().as_ref(), classes)?;
+    let uri = &config.data.dataset;
+    let dataset = match uri.contains("://") || Path::new(uri).exists() {
+        true => Some(context.runtime.block_on(Dataset::open(uri))?),
+        false => None,
+    };
+    let plan = plan(config, dataset.as_ref(), classes)?;
     let (steps, cost) = (config.train.steps, &plan.cost);
     let drawn = steps as f64 * config.train.batch as f64;
     let epochs = plan.samples.map(|samples| drawn / samples as f64);

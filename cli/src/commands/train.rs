@@ -1,14 +1,25 @@
 //! `lapflow train`: a flow from a dataset, resumable at any step.
 
 use super::Context;
+use super::sample::generator;
 use crate::config::{Config, ConfigArgs};
 use crate::progress::Progress;
+use crate::report::grid::{encode_png, grid};
+use crate::report::pictures::from_pixels;
 use anyhow::{Result, bail};
 use lapflow_model::flow::Path;
 use lapflow_model::net::cost;
+use lapflow_sample::Request;
 use lapflow_store::Dataset;
-use lapflow_train::{Outcome, Recipe, RunFolder, Trainer, geometry};
+use lapflow_train::{
+    Outcome, Picture, Recipe, RunFolder, Session, TrainError, Trainer, geometry, run_session,
+};
 use serde_json::json;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Between two looks at a dataset that holds nothing yet.
+const FOLLOW_PAUSE: Duration = Duration::from_secs(2);
 
 /// Arguments of `lapflow train`.
 #[derive(clap::Args)]
@@ -18,6 +29,10 @@ pub struct Args {
     /// Go on from the newest checkpoint of the run folder
     #[arg(long)]
     resume: bool,
+    /// Read a dataset that is still growing: wait for its first shard, and start every epoch from
+    /// the shards committed by then
+    #[arg(long)]
+    follow: bool,
     /// Show parameters, operations and steps, and train nothing
     #[arg(long)]
     dry_run: bool,
@@ -29,7 +44,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.dry_run {
         return dry_run(&config, context);
     }
-    let outcome = train(&config, args.resume, context)?;
+    let outcome = train(&config, args.resume, args.follow, context)?;
     if context.json {
         let rate = outcome.images as f64 / outcome.seconds.max(1e-9);
         let summary = json!({
@@ -47,8 +62,16 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 }
 
 /// Trains as `config` says, from the newest checkpoint where `resume` is set and there is one.
-pub fn train(config: &Config, resume: bool, context: &Context) -> Result<Outcome> {
-    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
+pub fn train(config: &Config, resume: bool, follow: bool, context: &Context) -> Result<Outcome> {
+    let mut dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
+    while follow && dataset.rows() == 0 && !context.stop.load(Ordering::Relaxed) {
+        std::thread::sleep(FOLLOW_PAUSE);
+        dataset = context.runtime.block_on(dataset.refresh())?;
+    }
+    let others = config.train.mixture.iter();
+    let others = others
+        .map(|source| context.runtime.block_on(Dataset::open(&source.dataset)))
+        .collect::<Result<Vec<_>, _>>()?;
     let folder = RunFolder::open(&config.train.folder)?;
     let newest = folder.newest()?;
     if newest.is_some() && !resume {
@@ -70,7 +93,11 @@ pub fn train(config: &Config, resume: bool, context: &Context) -> Result<Outcome
     };
     let start = trainer.state().step;
     let mut progress = Progress::new("train", "steps", start, config.train.steps);
-    let outcome = lapflow_train::run(&mut trainer, &dataset, &folder, &context.stop, |line| {
+    let draw = Box::new(|trainer: &Trainer| {
+        draw(trainer, config, context).map_err(|e| TrainError::Samples(format!("{e:#}")))
+    });
+    let session = Session { others, follow, draw: Some(draw) };
+    let outcome = run_session(&mut trainer, &dataset, session, &folder, &context.stop, |line| {
         let note = format!("loss {:.4}, {:.1} images/s", line.loss, line.images_per_second);
         progress.update(line.step, &note);
     })?;
@@ -86,14 +113,35 @@ pub fn train(config: &Config, resume: bool, context: &Context) -> Result<Outcome
     Ok(outcome)
 }
 
+/// A grid of samples with the weights that sampling would take, always from the same noise; the
+/// classes come in turn.
+fn draw(trainer: &Trainer, config: &Config, context: &Context) -> Result<Picture> {
+    let generator = generator(&trainer.snapshot()?, &config.sample, context, false)?;
+    let (count, classes) = (config.train.sample_images, trainer.card().classes.len());
+    let label = |i: usize| (classes > 0).then(|| (i % classes) as u32);
+    let requests: Vec<_> =
+        (0..count).map(|i| Request { index: i as u64, label: label(i) }).collect();
+    let mut images = Vec::new();
+    for batch in requests.chunks(config.sample.batch) {
+        let drawn = generator.draw(batch)?;
+        let (_, _, height, width) = drawn.images.dims4()?;
+        for pixels in generator.pixels(&drawn.images)? {
+            images.push(from_pixels(pixels, width, height)?);
+        }
+    }
+    let sheet = grid(&images, (count as f64).sqrt().ceil() as usize, 2);
+    let (width, height) = (sheet.width(), sheet.height());
+    Ok(Picture { width, height, png: encode_png(&sheet) })
+}
+
 fn dry_run(config: &Config, context: &Context) -> Result<()> {
     let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
     let path = Path::new(&config.flow)?;
     let geometry = geometry(dataset.metadata(), path.levels());
     config.model.validate(&geometry)?;
     let cost = cost(&config.model, &geometry, &path);
-    // Weights, gradients, both moments and the average, in f32.
-    let state_bytes = cost.parameters * 4 * if config.train.ema_decay > 0.0 { 5 } else { 4 };
+    // Weights, gradients, both moments and the averages, in f32.
+    let state_bytes = cost.parameters * 4 * (4 + config.train.averages().len() as u64);
     let epochs = config.train.steps as f64 * config.train.batch as f64 / dataset.rows() as f64;
     if context.json {
         println!(

@@ -15,6 +15,11 @@ use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
+/// Training allocates and frees the same large tensors step after step: an allocator that keeps its
+/// pages spares most of the page faults (see bench/train).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     park_idle_threads();
     let cli = commands::Cli::parse();

@@ -6,7 +6,7 @@ use lapflow_model::kernels::Mask;
 use lapflow_model::net::{Geometry, ModelConfig, Part, Preset, Transformer, cost};
 use lapflow_model::{Params, flow};
 use rand_distr::{Distribution, StandardNormal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 const SIZE: usize = 8;
@@ -99,6 +99,17 @@ fn golden_files() -> Vec<PathBuf> {
 
 #[test]
 fn outputs_and_gradients_agree_with_pytorch() {
+    compare_with_pytorch(|_| {});
+}
+
+/// The backward pass of a block written by hand, with kept and with recomputed activations.
+#[test]
+fn training_blocks_agree_with_pytorch() {
+    compare_with_pytorch(|net| net.train_blocks(false));
+    compare_with_pytorch(|net| net.train_blocks(true));
+}
+
+fn compare_with_pytorch(prepare: impl Fn(&mut Transformer)) {
     let files = golden_files();
     assert_eq!(files.len(), 15);
     let (mut worst_output, mut worst_gradient) = (0f64, 0f64);
@@ -108,7 +119,8 @@ fn outputs_and_gradients_agree_with_pytorch() {
         let case: Case =
             serde_json::from_str(&header.metadata().as_ref().unwrap()["case"]).unwrap();
         let golden = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
-        let (net, params) = hashed_network(&case);
+        let (mut net, params) = hashed_network(&case);
+        prepare(&mut net);
 
         let levels: Vec<Tensor> = (case.finest..case.levels)
             .map(|k| hashed(&format!("x{k}"), &[BATCH, CHANNELS, SIZE >> k, SIZE >> k], 1.5))
@@ -124,18 +136,23 @@ fn outputs_and_gradients_agree_with_pytorch() {
             loss = (loss + (v * weight).unwrap().sum_all().unwrap()).unwrap();
         }
         let grads = loss.backward().unwrap();
+        let blocks: HashMap<_, _> = net.block_gradients().into_iter().collect();
+        let gradient = |var: &candle_core::Var| match (grads.get(var), blocks.get(&var.id())) {
+            (Some(_), Some(_)) => panic!("two gradients of one parameter"),
+            (tape, block) => tape.or(block).cloned(),
+        };
         for (name, var) in params.iter() {
             let key = format!("grad.{name}");
-            match (grads.get(var), golden.get(&key)) {
+            match (gradient(var), golden.get(&key)) {
                 (Some(got), Some(want)) => {
-                    worst_gradient = worst_gradient.max(relative_error(got, want));
+                    worst_gradient = worst_gradient.max(relative_error(&got, want));
                 }
                 (None, None) => {}
                 (got, _) => panic!("{}: {name}: ours {}", path.display(), got.is_some()),
             }
         }
         let known = golden.keys().filter(|key| key.starts_with("grad.")).count();
-        let ours = params.iter().filter(|(_, var)| grads.get(var).is_some()).count();
+        let ours = params.iter().filter(|(_, var)| gradient(var).is_some()).count();
         assert_eq!(known, ours, "{}", path.display());
     }
     eprintln!("worst relative error: outputs {worst_output:.1e}, gradients {worst_gradient:.1e}");

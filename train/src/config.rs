@@ -1,6 +1,7 @@
 //! The `[train]` section.
 
 use crate::error::{Result, TrainError};
+use lapflow_model::checkpoint::average_group;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -14,6 +15,12 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Samples a step.
     pub batch: usize,
+    /// Parts that a step's batch goes through the network in, one after the other, their gradients
+    /// summed: the same step to rounding, in less memory.
+    pub accumulate: usize,
+    /// Whether blocks keep their input alone and run again in the backward pass: a third more
+    /// arithmetic for a small part of the activations' memory.
+    pub recompute: bool,
     /// Seed of initialization, sample order, times, noise and label dropout.
     pub seed: u64,
     /// Peak learning rate.
@@ -34,6 +41,8 @@ pub struct TrainConfig {
     pub clip_norm: f64,
     /// Decay of the weights' moving average, warmed up as (1 + n) / (10 + n); 0 for none.
     pub ema_decay: f64,
+    /// Decays of further averages, warmed up in the same way; sampled with `sample.weights`.
+    pub ema_decays: Vec<f64>,
     /// How a batch is spread over the stages.
     pub stages: Stages,
     /// How the times of a stage are drawn.
@@ -46,12 +55,36 @@ pub struct TrainConfig {
     pub normalize: Normalize,
     /// Rows that the loader mixes with each other.
     pub shuffle_window_rows: usize,
+    /// Datasets read beside `data.dataset`, which has weight 1: of the same latents and classes.
+    pub mixture: Vec<Source>,
+    /// Steps in a row without a finite loss and gradient after which the run halts.
+    pub skips_max: u32,
     /// Steps between two lines of `metrics.jsonl`.
     pub log_every: u64,
     /// Steps between two checkpoints; the last step always has one.
     pub checkpoint_every: u64,
     /// Checkpoints kept, newest first.
     pub checkpoints_kept: usize,
+    /// Checkpoints of multiples of this step are never removed; 0 for none.
+    pub checkpoint_keep_every: u64,
+    /// Whether the checkpoint with the lowest mean loss since the one before it is kept too, as
+    /// `best.safetensors`.
+    pub checkpoint_best: bool,
+    /// Steps between two grids of samples, drawn from fixed noise with the averaged weights; the
+    /// last step has one too. 0 for none.
+    pub sample_every: u64,
+    /// Images of such a grid.
+    pub sample_images: usize,
+}
+
+/// A dataset among several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Where it is.
+    pub dataset: String,
+    /// Its share of the batches, relative to the others'.
+    pub weight: f64,
 }
 
 impl Default for TrainConfig {
@@ -60,6 +93,8 @@ impl Default for TrainConfig {
             folder: "runs/lapflow".into(),
             steps: 100_000,
             batch: 256,
+            accumulate: 1,
+            recompute: false,
             seed: 0,
             lr: 2e-4,
             lr_final: 1e-6,
@@ -70,15 +105,22 @@ impl Default for TrainConfig {
             weight_decay: 0.0,
             clip_norm: 0.0,
             ema_decay: 0.9999,
+            ema_decays: Vec::new(),
             stages: Stages::Step,
             times: Times::Uniform,
             level_weights: Vec::new(),
             label_dropout: 0.1,
             normalize: Normalize::Channel,
             shuffle_window_rows: 8192,
+            mixture: Vec::new(),
+            skips_max: 10,
             log_every: 50,
             checkpoint_every: 5_000,
             checkpoints_kept: 2,
+            checkpoint_keep_every: 0,
+            checkpoint_best: true,
+            sample_every: 0,
+            sample_images: 16,
         }
     }
 }
@@ -132,6 +174,10 @@ impl TrainConfig {
         let rules = [
             (self.steps > 0, "steps must be positive"),
             (self.batch > 0, "batch must be positive"),
+            (
+                (1..=self.batch).contains(&self.accumulate),
+                "accumulate must be positive and at most batch",
+            ),
             (self.lr > 0.0 && self.lr.is_finite(), "lr must be positive"),
             (self.lr_final >= 0.0, "lr_final must not be negative"),
             (self.betas.iter().all(|b| (0.0..1.0).contains(b)), "betas must be in [0, 1)"),
@@ -139,6 +185,16 @@ impl TrainConfig {
             (self.weight_decay >= 0.0, "weight_decay must not be negative"),
             (self.clip_norm >= 0.0, "clip_norm must not be negative"),
             ((0.0..1.0).contains(&self.ema_decay), "ema_decay must be in [0, 1)"),
+            (
+                self.ema_decays.iter().all(|decay| (0.0..1.0).contains(decay)),
+                "ema_decays must be in [0, 1)",
+            ),
+            (
+                self.mixture.iter().all(|s| s.weight > 0.0 && s.weight.is_finite()),
+                "mixture: a weight must be positive",
+            ),
+            (self.skips_max > 0, "skips_max must be positive"),
+            (self.sample_images > 0, "sample_images must be positive"),
             ((0.0..=1.0).contains(&self.label_dropout), "label_dropout must be in [0, 1]"),
             (self.shuffle_window_rows > 0, "shuffle_window_rows must be positive"),
             (self.log_every > 0, "log_every must be positive"),
@@ -175,9 +231,16 @@ impl TrainConfig {
         }
     }
 
-    /// The moving average's decay after `step` steps.
-    pub fn ema_decay_at(&self, step: u64) -> f64 {
-        self.ema_decay.min((1 + step) as f64 / (10 + step) as f64)
+    /// The decays of all averages, the main one first.
+    pub fn averages(&self) -> Vec<f64> {
+        let main = Some(self.ema_decay).filter(|&decay| decay > 0.0);
+        main.into_iter().chain(self.ema_decays.iter().copied()).collect()
+    }
+
+    /// Names of the averages' groups in a checkpoint, in the order of [`TrainConfig::averages`].
+    pub fn average_groups(&self) -> Vec<String> {
+        let main = (self.ema_decay > 0.0).then(|| "ema".to_string());
+        main.into_iter().chain(self.ema_decays.iter().map(|&d| average_group(d))).collect()
     }
 }
 

@@ -60,6 +60,34 @@ pub fn normalization(dataset: &Dataset, from: Normalize) -> Result<Normalization
     }
 }
 
+/// Refuses a dataset whose latents or classes are not those of `first`.
+///
+/// # Errors
+/// Names both identities.
+pub fn check_mixable(first: &Dataset, other: &Dataset) -> Result<()> {
+    let (a, b) = (first.metadata(), other.metadata());
+    let differs = |what, first_side: String, here: String| TrainError::Mixed {
+        what,
+        uri: other.uri().into(),
+        here,
+        first: first_side,
+        first_uri: first.uri().into(),
+    };
+    if a.autoencoder != b.autoencoder {
+        let (a, b) = (a.autoencoder.to_string(), b.autoencoder.to_string());
+        return Err(differs("the autoencoder", a, b));
+    }
+    if a.levels[0] != b.levels[0] {
+        let (a, b) = (format!("{:?}", a.levels[0]), format!("{:?}", b.levels[0]));
+        return Err(differs("the latents' shape", a, b));
+    }
+    if a.classes != b.classes {
+        let list = |classes: &[String]| format!("[{}]", classes.join(", "));
+        return Err(differs("the list of classes", list(&a.classes), list(&b.classes)));
+    }
+    Ok(())
+}
+
 /// A batch as `count` normalized levels, which may be others than the dataset's.
 ///
 /// # Errors

@@ -39,15 +39,34 @@ pub enum TrainError {
         reason: String,
     },
     /// Loss or gradient was not finite too many times in a row.
-    #[error(
-        "step {step}: loss or gradient not finite {times} times in a row; the last checkpoint is good"
-    )]
+    #[error("step {step}: the {what} is not finite, {times} times in a row; {}", good(.checkpoint))]
     NotFinite {
         /// The step.
         step: u64,
+        /// What was not finite then.
+        what: String,
         /// How often.
         times: u32,
+        /// The last good checkpoint, where the run has a folder with one.
+        checkpoint: Option<PathBuf>,
     },
+    /// Datasets that cannot be mixed.
+    #[error("{uri} cannot be mixed in: {what} is {here} there and {first} in {first_uri}")]
+    Mixed {
+        /// What differs.
+        what: &'static str,
+        /// The dataset.
+        uri: String,
+        /// Its identity.
+        here: String,
+        /// The first dataset's identity.
+        first: String,
+        /// The first dataset.
+        first_uri: String,
+    },
+    /// A grid of samples that could not be drawn.
+    #[error("the grid of samples: {0}")]
+    Samples(String),
     /// A file of the run folder.
     #[error("{path}: {source}")]
     Io {
@@ -56,6 +75,13 @@ pub enum TrainError {
         /// The system's word.
         source: std::io::Error,
     },
+}
+
+fn good(checkpoint: &Option<PathBuf>) -> String {
+    match checkpoint {
+        Some(path) => format!("the last good checkpoint is {}", path.display()),
+        None => "there is no checkpoint yet".into(),
+    }
 }
 
 impl TrainError {

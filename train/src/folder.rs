@@ -43,7 +43,22 @@ impl RunFolder {
         self.checkpoints().join(format!("step-{step:09}.safetensors"))
     }
 
-    /// All complete checkpoints, oldest first.
+    /// The checkpoint with the lowest loss, where the run keeps it.
+    pub fn best(&self) -> PathBuf {
+        self.checkpoints().join("best.safetensors")
+    }
+
+    /// Where event files for TensorBoard are.
+    pub fn events(&self) -> PathBuf {
+        self.root.join("tensorboard")
+    }
+
+    /// Where the grid of samples of `step` is written.
+    pub fn samples(&self, step: u64) -> PathBuf {
+        self.root.join("samples").join(format!("step-{step:09}.png"))
+    }
+
+    /// All complete checkpoints by step, oldest first.
     ///
     /// # Errors
     /// When the folder cannot be listed.
@@ -53,7 +68,7 @@ impl RunFolder {
         let mut paths = Vec::new();
         for entry in entries {
             let path = entry.map_err(TrainError::io(&folder))?.path();
-            if path.extension().is_some_and(|e| e == "safetensors") {
+            if step_of(&path).is_some() {
                 paths.push(path);
             }
         }
@@ -79,16 +94,35 @@ impl RunFolder {
         last_error.map_or(Ok(None), |error| Err(error.into()))
     }
 
-    /// Removes all checkpoints but the newest `kept`.
+    /// Removes all checkpoints but the newest `kept` and those of multiples of `keep_every`.
     ///
     /// # Errors
     /// When one cannot be removed.
-    pub fn prune(&self, kept: usize) -> Result<()> {
+    pub fn prune(&self, kept: usize, keep_every: u64) -> Result<()> {
         let paths = self.list()?;
+        let stays = |step: u64| keep_every > 0 && step.is_multiple_of(keep_every);
         for path in &paths[..paths.len().saturating_sub(kept)] {
-            fs::remove_file(path).map_err(TrainError::io(path))?;
+            if !step_of(path).is_some_and(stays) {
+                fs::remove_file(path).map_err(TrainError::io(path))?;
+            }
         }
         Ok(())
+    }
+
+    /// Makes `checkpoint` the best one: the same file under a second name, or a copy where the file
+    /// system has no such links.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn mark_best(&self, checkpoint: &Path) -> Result<()> {
+        let best = self.best();
+        let beside = best.with_extension("partial");
+        // What a crash may have left.
+        let _ = fs::remove_file(&beside);
+        fs::hard_link(checkpoint, &beside)
+            .or_else(|_| fs::copy(checkpoint, &beside).map(|_| ()))
+            .and_then(|()| fs::rename(&beside, &best))
+            .map_err(TrainError::io(&best))
     }
 
     /// Drops the lines of `metrics.jsonl` that a run stopped after `step` steps has yet to write.
@@ -127,6 +161,11 @@ impl RunFolder {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         Ok(MetricsFile { file: file.map_err(TrainError::io(&path))?, path })
     }
+}
+
+/// The step in the name of a checkpoint.
+fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
 }
 
 /// An open `metrics.jsonl`.

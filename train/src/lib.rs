@@ -32,19 +32,22 @@
 mod config;
 mod data;
 mod error;
+mod feed;
 mod folder;
 mod loss;
 mod metrics;
 mod optimizer;
 mod run;
+mod tensorboard;
 mod trainer;
 
-pub use config::{Normalize, Schedule, Stages, Times, TrainConfig};
+pub use config::{Normalize, Schedule, Source, Stages, Times, TrainConfig};
 pub use data::geometry;
 pub use error::{Result, TrainError};
 pub use folder::RunFolder;
 pub use loss::{GroupLoss, Loss, Samples, StageGroup};
 pub use metrics::Line;
 pub use optimizer::Optimizer;
-pub use run::{Outcome, run};
-pub use trainer::{Recipe, State, StepReport, Trainer};
+pub use run::{Draw, Outcome, Session, run, run_session};
+pub use tensorboard::{EventFile, Picture};
+pub use trainer::{Best, Recipe, State, StepReport, Trainer};

@@ -23,9 +23,34 @@ pub struct Line {
     pub images_per_second: f64,
     /// Share of the time spent waiting for the loader.
     pub loader_wait: f64,
+    /// Multiply-accumulates of the network a second: forward, and twice that backward.
+    #[serde(default)]
+    pub macs_per_second: f64,
+    /// That as a share of the machine's matrix rate, measured when the run began.
+    #[serde(default)]
+    pub matrix_share: f64,
 }
 
 impl Line {
+    /// Its values by name, for charts.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let named = [
+            ("loss", self.loss),
+            ("grad_norm", self.grad_norm),
+            ("lr", self.lr),
+            ("skipped", self.skipped as f64),
+            ("images_per_second", self.images_per_second),
+            ("macs_per_second", self.macs_per_second),
+            ("matrix_share", self.matrix_share),
+            ("loader_wait", self.loader_wait),
+        ];
+        let levels = self.levels.iter().filter_map(|(key, &value)| {
+            let (stage, level) = key.split_once('/')?;
+            Some((format!("loss/stage_{stage}/level_{level}"), value))
+        });
+        named.map(|(name, value)| (name.to_string(), value)).into_iter().chain(levels).collect()
+    }
+
     /// The line with its newline.
     pub fn to_json(&self) -> String {
         // A struct of numbers and string keys always serializes.
@@ -45,6 +70,7 @@ pub(crate) struct Window {
     images: usize,
     seconds: f64,
     wait_seconds: f64,
+    macs: f64,
 }
 
 impl Window {
@@ -53,6 +79,7 @@ impl Window {
         self.images += images;
         self.seconds += seconds;
         self.wait_seconds += wait_seconds;
+        self.macs += report.macs;
         self.lr = report.lr;
         if report.skipped {
             self.skipped += 1;
@@ -68,8 +95,9 @@ impl Window {
         }
     }
 
-    /// The line after `step` steps.
-    pub fn line(&self, step: u64) -> Line {
+    /// The line after `step` steps on a machine of `matrix_rate`.
+    pub fn line(&self, step: u64, matrix_rate: f64) -> Line {
+        let macs_per_second = self.macs / self.seconds.max(1e-9);
         let steps = self.steps.max(1) as f64;
         let mean =
             |(name, (sum, count)): (&String, &(f64, u64))| (name.clone(), sum / *count as f64);
@@ -82,6 +110,8 @@ impl Window {
             skipped: self.skipped,
             images_per_second: self.images as f64 / self.seconds.max(1e-9),
             loader_wait: self.wait_seconds / self.seconds.max(1e-9),
+            macs_per_second,
+            matrix_share: macs_per_second / matrix_rate,
         }
     }
 }

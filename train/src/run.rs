@@ -1,10 +1,16 @@
 //! The loop: batches in, metrics and checkpoints out, until the last step or a stop.
 
-use crate::error::Result;
-use crate::folder::RunFolder;
+use crate::config::TrainConfig;
+use crate::data::check_mixable;
+use crate::error::{Result, TrainError};
+use crate::feed::Feed;
+use crate::folder::{MetricsFile, RunFolder};
 use crate::metrics::{Line, Window};
+use crate::tensorboard::{EventFile, Picture};
 use crate::trainer::Trainer;
-use lapflow_store::{Dataset, Loader, LoaderConfig};
+use lapflow_model::kernels::matrix_rate;
+use lapflow_store::Dataset;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -24,6 +30,20 @@ pub struct Outcome {
     pub images: u64,
 }
 
+/// Draws a grid of samples from a trainer's averaged weights.
+pub type Draw<'a> = dyn FnMut(&Trainer) -> Result<Picture> + 'a;
+
+/// What a run reads, and what it does beside training.
+#[derive(Default)]
+pub struct Session<'a> {
+    /// Datasets read beside the first one, in the order of `train.mixture`.
+    pub others: Vec<Dataset>,
+    /// Whether each epoch starts from the newest version of the dataset.
+    pub follow: bool,
+    /// Draws a grid of samples every `train.sample_every` steps.
+    pub draw: Option<Box<Draw<'a>>>,
+}
+
 /// Trains to the configured number of steps, or until `stop` is set.
 ///
 /// A step under way is finished, then a checkpoint is written: nothing is lost either way.
@@ -36,43 +56,121 @@ pub fn run(
     dataset: &Dataset,
     folder: &RunFolder,
     stop: &AtomicBool,
+    progress: impl FnMut(&Line),
+) -> Result<Outcome> {
+    run_session(trainer, dataset, Session::default(), folder, stop, progress)
+}
+
+/// [`run`] with further datasets, a growing dataset, or grids of samples on the way.
+///
+/// # Errors
+/// As [`run`]; also when a further dataset is not of the first one's latents and classes.
+pub fn run_session(
+    trainer: &mut Trainer,
+    dataset: &Dataset,
+    mut session: Session<'_>,
+    folder: &RunFolder,
+    stop: &AtomicBool,
     mut progress: impl FnMut(&Line),
 ) -> Result<Outcome> {
     let config = trainer.config().clone();
-    let loader = LoaderConfig {
-        batch: config.batch,
-        seed: config.seed,
-        window_rows: config.shuffle_window_rows,
-        ..LoaderConfig::default()
-    };
-    folder.rewind_metrics(trainer.state().step)?;
-    let mut metrics = folder.append_metrics()?;
-    let mut batches = Loader::new(dataset, loader, trainer.state().loader)?.batches();
+    for other in &session.others {
+        check_mixable(dataset, other)?;
+    }
+    let mut feed = Feed::open(&config, dataset, &session.others, trainer.state(), session.follow)?;
+    let mut log = Log::open(folder, trainer.state().step)?;
     let mut window = Window::default();
     let (begin, mut images) = (Instant::now(), 0);
     while trainer.state().step < config.steps && !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
-        let Some(batch) = batches.next().transpose()? else { break };
+        let Some((batch, mixture)) = feed.next()? else { break };
         let wait = start.elapsed().as_secs_f64();
-        let report = trainer.step(&batch)?;
+        let report = trainer.step(&batch).map_err(|error| with_checkpoint(error, folder))?;
+        trainer.set_mixture(mixture);
         images += batch.ids.len() as u64;
         window.add(&report, batch.ids.len(), start.elapsed().as_secs_f64(), wait);
-        let step = trainer.state().step;
-        if step.is_multiple_of(config.log_every) || step == config.steps {
-            let line = window.line(step);
-            metrics.write(&line)?;
-            progress(&line);
+        let (step, last) = (report.step + 1, report.step + 1 == config.steps);
+        if step.is_multiple_of(config.log_every) || last {
+            progress(log.line(&window, step)?);
             window = Window::default();
         }
-        if step.is_multiple_of(config.checkpoint_every) && step < config.steps {
-            trainer.save(&folder.checkpoint(step))?;
-            folder.prune(config.checkpoints_kept)?;
+        let due = config.sample_every > 0 && (step.is_multiple_of(config.sample_every) || last);
+        if let Some(draw) = session.draw.as_mut().filter(|_| due) {
+            log.picture(step, &draw(trainer)?)?;
+        }
+        // A step that was skipped may be followed by a halt: the state before it is the good one.
+        if step.is_multiple_of(config.checkpoint_every) && !report.skipped && !last {
+            save(trainer, folder, &config, true)?;
         }
     }
     let step = trainer.state().step;
-    let checkpoint = folder.checkpoint(step);
-    trainer.save(&checkpoint)?;
-    folder.prune(config.checkpoints_kept)?;
+    let finished = step >= config.steps;
+    let checkpoint = save(trainer, folder, &config, finished)?;
     let seconds = begin.elapsed().as_secs_f64();
-    Ok(Outcome { step, finished: step >= config.steps, checkpoint, seconds, images })
+    Ok(Outcome { step, finished, checkpoint, seconds, images })
+}
+
+/// Writes a checkpoint; one that ends an interval may become the best.
+fn save(
+    trainer: &mut Trainer,
+    folder: &RunFolder,
+    config: &TrainConfig,
+    ends_interval: bool,
+) -> Result<PathBuf> {
+    let best = ends_interval && trainer.end_interval();
+    let path = folder.checkpoint(trainer.state().step);
+    trainer.save(&path)?;
+    if best && config.checkpoint_best {
+        folder.mark_best(&path)?;
+    }
+    folder.prune(config.checkpoints_kept, config.checkpoint_keep_every)?;
+    Ok(path)
+}
+
+/// Names the newest checkpoint in the error that halts a run.
+fn with_checkpoint(error: TrainError, folder: &RunFolder) -> TrainError {
+    match error {
+        TrainError::NotFinite { step, what, times, .. } => {
+            let checkpoint = folder.newest().ok().flatten();
+            let checkpoint = checkpoint.map(|checkpoint| checkpoint.path().to_path_buf());
+            TrainError::NotFinite { step, what, times, checkpoint }
+        }
+        error => error,
+    }
+}
+
+/// `metrics.jsonl`, event files and grids of samples.
+struct Log<'a> {
+    folder: &'a RunFolder,
+    metrics: MetricsFile,
+    events: EventFile,
+    matrix_rate: f64,
+    line: Option<Line>,
+}
+
+impl<'a> Log<'a> {
+    fn open(folder: &'a RunFolder, step: u64) -> Result<Self> {
+        folder.rewind_metrics(step)?;
+        let (metrics, line) = (folder.append_metrics()?, None);
+        let events = EventFile::create(&folder.events(), step)?;
+        Ok(Self { folder, metrics, events, matrix_rate: matrix_rate(), line })
+    }
+
+    fn line(&mut self, window: &Window, step: u64) -> Result<&Line> {
+        let line = window.line(step, self.matrix_rate);
+        self.metrics.write(&line)?;
+        self.events.scalars(step, &line.scalars())?;
+        Ok(self.line.insert(line))
+    }
+
+    fn picture(&mut self, step: u64, picture: &Picture) -> Result<()> {
+        let path = self.folder.samples(step);
+        let beside = path.with_extension("partial");
+        let folder = path.parent().unwrap_or(self.folder.root());
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&beside, &picture.png))
+            .and_then(|()| fs::rename(&beside, &path))
+            .map_err(TrainError::io(&path))?;
+        self.events.image(step, "samples", picture)
+    }
 }

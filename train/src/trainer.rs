@@ -3,19 +3,17 @@
 use crate::config::TrainConfig;
 use crate::data::{geometry, normalization, samples};
 use crate::error::{Result, TrainError};
-use crate::loss::Loss;
-use crate::optimizer::Optimizer;
+use crate::loss::{Loss, StageGroup};
+use crate::optimizer::{Optimizer, square_sum};
 use candle_core::{DType, Device, Tensor};
 use lapflow_model::Params;
 use lapflow_model::checkpoint::{Card, Checkpoint, VERSION};
 use lapflow_model::flow::{Flow, FlowConfig};
-use lapflow_model::net::{ModelConfig, Transformer};
-use lapflow_store::{Batch, Dataset, LoaderState};
+use lapflow_model::net::{ModelConfig, Transformer, cost};
+use lapflow_store::{Batch, Dataset, LoaderState, MixtureState};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path as FilePath;
-
-/// Steps in a row without a finite loss and gradient after which a run halts.
-const NOT_FINITE_MAX: u32 = 10;
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -42,6 +40,8 @@ pub struct Trainer {
     params: Params,
     optimizer: Optimizer,
     device: Device,
+    /// Multiply-accumulates of a sample's forward pass, by stage.
+    stage_macs: Vec<u64>,
     state: State,
 }
 
@@ -56,6 +56,24 @@ pub struct State {
     pub skipped: u64,
     /// The latest of them in a row.
     pub skipped_in_a_row: u32,
+    /// Where the loaders go on when several datasets are mixed.
+    #[serde(default)]
+    pub mixture: Option<MixtureState>,
+    /// Sum of the losses since the last checkpoint, and of how many steps.
+    #[serde(default)]
+    pub interval: (f64, u64),
+    /// The checkpoint with the lowest mean loss of its interval.
+    #[serde(default)]
+    pub best: Option<Best>,
+}
+
+/// A checkpoint and its loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its step.
+    pub step: u64,
+    /// Mean loss of the steps since the checkpoint before it.
+    pub loss: f64,
 }
 
 /// What a step did.
@@ -71,8 +89,20 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
+    /// Multiply-accumulates of the network: forward, and twice that backward.
+    pub macs: f64,
     /// Whether the step was skipped because something was not finite.
     pub skipped: bool,
+    /// What was not finite.
+    pub not_finite: Option<String>,
+}
+
+/// What the parts of a batch add up to.
+struct Sums {
+    grads: Vec<Option<Tensor>>,
+    loss: f64,
+    levels: BTreeMap<(usize, usize), (f64, usize)>,
+    macs: f64,
 }
 
 impl Trainer {
@@ -121,14 +151,16 @@ impl Trainer {
     fn assemble(
         recipe: &Recipe,
         card: Card,
-        net: Transformer,
+        mut net: Transformer,
         params: Params,
         device: &Device,
     ) -> Result<Self> {
+        net.train_blocks(recipe.train.recompute);
         let flow = recipe.flow.build()?;
         let optimizer = Optimizer::new(&params, &recipe.train)?;
+        let stage_macs = cost(&card.model, &card.geometry, flow.as_ref()).segment_macs;
         let (recipe, device, state) = (recipe.clone(), device.clone(), State::default());
-        Ok(Self { recipe, card, flow, net, params, optimizer, device, state })
+        Ok(Self { recipe, card, flow, net, params, optimizer, device, stage_macs, state })
     }
 
     /// Where the run stands.
@@ -156,6 +188,29 @@ impl Trainer {
     /// # Errors
     /// When the batch does not fit the network, or too many steps in a row were not finite.
     pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
+        let step = self.state.step;
+        let Sums { grads, loss, levels, macs } = self.gradients(batch)?;
+        let squares = grads
+            .iter()
+            .map(|grad| grad.as_ref().map_or(Ok(0.0), square_sum))
+            .collect::<Result<Vec<f64>>>()?;
+        let grad_norm = squares.iter().sum::<f64>().sqrt();
+        let not_finite = self.not_finite(loss, &levels, &squares);
+        let (config, lr) = (&self.recipe.train, self.recipe.train.learning_rate(step));
+        if not_finite.is_none() {
+            let clip = config.clip_norm;
+            let scale = if clip > 0.0 && grad_norm > clip { clip / grad_norm } else { 1.0 };
+            let updates = step - self.state.skipped;
+            self.optimizer.step(&self.params, &grads, config, step, updates, scale)?;
+        }
+        let levels = levels.into_iter().map(|(k, (sum, count))| (k, sum / count as f64)).collect();
+        let skipped = not_finite.is_some();
+        self.advance(batch, loss, not_finite.as_deref())?;
+        Ok(StepReport { step, loss, levels, grad_norm, lr, macs, skipped, not_finite })
+    }
+
+    /// Loss and gradients, part after part of the batch.
+    fn gradients(&self, batch: &Batch) -> Result<Sums> {
         let (config, step) = (&self.recipe.train, self.state.step);
         let (classes, first) = (self.card.classes.len(), step * config.batch as u64);
         let normalization = &self.card.normalization;
@@ -164,50 +219,103 @@ impl Trainer {
         let loss = Loss { flow: self.flow.as_ref(), config, classes };
 
         let size = batch.ids.len();
-        let mut grads: Vec<Option<Tensor>> = self.params.iter().map(|_| None).collect();
-        let (mut total, mut levels) = (0.0, Vec::new());
-        for group in loss.groups(step, size) {
-            let share = group.samples.len() as f64 / size as f64;
+        let part_max = size.div_ceil(config.accumulate);
+        let grads = self.params.iter().map(|_| None).collect();
+        let mut sums = Sums { grads, loss: 0.0, levels: BTreeMap::new(), macs: 0.0 };
+        for group in loss.groups(step, size).iter().flat_map(|group| parts(group, part_max)) {
+            let count = group.samples.len();
+            let share = count as f64 / size as f64;
             let part = loss.evaluate(&self.net, &samples, &group, &self.device)?;
-            total += share * scalar(&part.total)?;
+            sums.loss += share * scalar(&part.total)?;
+            sums.macs += 3.0 * (count as u64 * self.stage_macs[group.stage]) as f64;
             for (k, error) in &part.levels {
-                levels.push(((group.stage, *k), scalar(error)?));
+                let entry = sums.levels.entry((group.stage, *k)).or_default();
+                entry.0 += count as f64 * scalar(error)?;
+                entry.1 += count;
             }
-            let store = (part.total * share)?.backward()?;
-            for (sum, (_, var)) in grads.iter_mut().zip(self.params.iter()) {
-                *sum = match (sum.take(), store.get(var)) {
+            let mut store = (part.total * share)?.backward()?;
+            let mut blocks: HashMap<_, _> = self.net.block_gradients().into_iter().collect();
+            for (sum, (_, var)) in sums.grads.iter_mut().zip(self.params.iter()) {
+                let grad = store.remove(var).or_else(|| blocks.remove(&var.id()));
+                *sum = match (sum.take(), grad) {
                     (Some(sum), Some(grad)) => Some((sum + grad)?),
-                    (sum, grad) => sum.or_else(|| grad.cloned()),
+                    (sum, grad) => sum.or(grad),
                 };
             }
         }
-        let grad_norm = norm(&grads)?;
-        let lr = config.learning_rate(step);
-        let skipped = !(total.is_finite() && grad_norm.is_finite());
-        if !skipped {
-            let clip = config.clip_norm;
-            let scale = if clip > 0.0 && grad_norm > clip { clip / grad_norm } else { 1.0 };
-            self.optimizer.step(&self.params, &grads, config, step, scale)?;
-        }
-        self.advance(batch, skipped)?;
-        Ok(StepReport { step, loss: total, levels, grad_norm, lr, skipped })
+        Ok(sums)
     }
 
-    fn advance(&mut self, batch: &Batch, skipped: bool) -> Result<()> {
+    /// The name of the first thing that is not finite.
+    fn not_finite(
+        &self,
+        loss: f64,
+        levels: &BTreeMap<(usize, usize), (f64, usize)>,
+        squares: &[f64],
+    ) -> Option<String> {
+        if let Some((stage, level)) = levels.iter().find(|(_, v)| !v.0.is_finite()).map(|(k, _)| k)
+        {
+            return Some(format!("loss of level {level} in stage {stage}"));
+        }
+        if !loss.is_finite() {
+            return Some("loss".into());
+        }
+        let mut grads = self.params.iter().zip(squares);
+        let (name, _) = grads.find(|(_, square)| !square.is_finite())?.0;
+        Some(format!("gradient of {name}"))
+    }
+
+    fn advance(&mut self, batch: &Batch, loss: f64, not_finite: Option<&str>) -> Result<()> {
         let step = self.state.step;
         self.state.step += 1;
         self.state.loader = batch.state;
-        if !skipped {
+        let Some(what) = not_finite else {
             self.state.skipped_in_a_row = 0;
+            self.state.interval.0 += loss;
+            self.state.interval.1 += 1;
             return Ok(());
-        }
+        };
         self.state.skipped += 1;
         self.state.skipped_in_a_row += 1;
-        tracing::warn!(step, "loss or gradient is not finite: step skipped");
+        tracing::warn!(step, "the {what} is not finite: step skipped");
+        let (what, checkpoint) = (what.to_string(), None);
         match self.state.skipped_in_a_row {
-            times if times >= NOT_FINITE_MAX => Err(TrainError::NotFinite { step, times }),
+            times if times >= self.recipe.train.skips_max => {
+                Err(TrainError::NotFinite { step, what, times, checkpoint })
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Where a mixture of datasets stands after the latest step.
+    pub(crate) fn set_mixture(&mut self, state: Option<MixtureState>) {
+        self.state.mixture = state;
+    }
+
+    /// Ends the interval whose mean loss judges a checkpoint; whether it is the best so far.
+    pub(crate) fn end_interval(&mut self) -> bool {
+        let (sum, count) = std::mem::take(&mut self.state.interval);
+        let (step, loss) = (self.state.step, sum / count as f64);
+        let better = count > 0 && self.state.best.is_none_or(|best| loss < best.loss);
+        if better {
+            self.state.best = Some(Best { step, loss });
+        }
+        better
+    }
+
+    /// The weights and their main average, as a checkpoint to sample from.
+    ///
+    /// # Errors
+    /// When a tensor cannot be made.
+    pub fn snapshot(&self) -> Result<Checkpoint> {
+        let weights = self
+            .params
+            .iter()
+            .map(|(name, var)| (format!("model.{name}"), var.as_tensor().detach()));
+        let averages = self.optimizer.tensors(&self.params)?.into_iter();
+        let averages = averages.filter(|(name, _)| name.starts_with("ema"));
+        let card = Card { step: self.state.step, ..self.card.clone() };
+        Ok(Checkpoint::in_memory(card, weights.chain(averages).collect()))
     }
 
     /// Writes weights, averages, optimizer and state to `path`, atomically.
@@ -258,12 +366,11 @@ fn scalar(value: &Tensor) -> Result<f64> {
     Ok(f64::from(value.to_scalar::<f32>()?))
 }
 
-/// Global Euclidean norm, accumulated in f64 over the parameters.
-fn norm(grads: &[Option<Tensor>]) -> Result<f64> {
-    let squares = grads
-        .iter()
-        .flatten()
-        .map(|grad| scalar(&grad.sqr()?.sum_all()?))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(squares.iter().sum::<f64>().sqrt())
+/// `group` in parts of at most `part_max` samples.
+fn parts(group: &StageGroup, part_max: usize) -> impl Iterator<Item = StageGroup> {
+    let (stage, range) = (group.stage, group.samples.clone());
+    range
+        .clone()
+        .step_by(part_max)
+        .map(move |start| StageGroup { stage, samples: start..range.end.min(start + part_max) })
 }

@@ -147,7 +147,7 @@ impl Run {
         let grads = losses.total.backward()?;
         let grads: Vec<_> =
             self.params.iter().map(|(_, var)| grads.get(var.as_tensor()).cloned()).collect();
-        self.optimizer.step(&self.params, &grads, &self.config, self.step, 1.0)?;
+        self.optimizer.step(&self.params, &grads, &self.config, self.step, self.step, 1.0)?;
         self.step += 1;
         let terms = [
             ("loss", &losses.total),

@@ -61,7 +61,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let size = config.data.ingest.size;
     stages.time("render", || write_set(&images, 0..PICTURES, size))?;
     let encoded = stages.time("encode", || encode::encode(&config, Worker::ALONE, context))?;
-    let trained = stages.time("train", || train::train(&config, true, context))?;
+    let trained = stages.time("train", || train::train(&config, true, false, context))?;
     if encoded.stopped || !trained.finished {
         bail!("stopped; the same command goes on where it was");
     }

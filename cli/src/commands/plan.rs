@@ -41,7 +41,7 @@ pub fn plan(config: &Config, dataset: Option<&Dataset>, classes: usize) -> Resul
     };
     config.model.validate(&geometry)?;
     let cost = cost(&config.model, &geometry, flow.as_ref());
-    let state_bytes = cost.parameters * 4 * if config.train.ema_decay > 0.0 { 5 } else { 4 };
+    let state_bytes = cost.parameters * 4 * (4 + config.train.averages().len() as u64);
     Ok(Plan {
         samples: dataset.map(|dataset| dataset.rows()),
         activation_bytes: activations(config, &geometry, flow.as_ref()),

@@ -82,8 +82,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let config = with_values(config, &args.set)?;
     let share = Worker::detect(args.shard, &|name| std::env::var(name).ok())?;
     let autoencoder = Autoencoder::open(&args.autoencoder(&checkpoint)?, &context.device)?;
-    let generator =
-        Generator::new(&checkpoint, autoencoder, &config, &context.device, args.force)?;
+    let generator = Generator::new(&checkpoint, autoencoder, &config, &context.device, args.force)?;
     let job = Job {
         count: args.count,
         shard: (share.worker.index, share.worker.count),

@@ -1,12 +1,23 @@
 //! `lapflow train`: a flow from a dataset, resumable at any step.
 
+use super::sample::generator;
 use super::{Context, plan};
 use crate::config::{Config, ConfigArgs};
 use crate::progress::Progress;
+use crate::report::grid::{encode_png, grid};
+use crate::report::pictures::from_pixels;
 use anyhow::{Result, bail};
+use lapflow_sample::Request;
 use lapflow_store::Dataset;
-use lapflow_train::{Outcome, Recipe, RunFolder, Trainer};
+use lapflow_train::{
+    Outcome, Picture, Recipe, RunFolder, Session, TrainError, Trainer, run_session,
+};
 use serde_json::json;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Between two looks at a dataset that holds nothing yet.
+const FOLLOW_PAUSE: Duration = Duration::from_secs(2);
 
 /// Arguments of `lapflow train`.
 #[derive(clap::Args)]
@@ -16,6 +27,10 @@ pub struct Args {
     /// Go on from the newest checkpoint of the run folder
     #[arg(long)]
     resume: bool,
+    /// Read a dataset that is still growing: wait for its first shard, and start every epoch from
+    /// the shards committed by then
+    #[arg(long)]
+    follow: bool,
     /// Show parameters, operations, memory and steps, and train nothing; the dataset need not be
     /// there yet
     #[arg(long)]
@@ -31,7 +46,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.dry_run {
         return plan::print(&config, args.classes, context);
     }
-    let outcome = train(&config, args.resume, context)?;
+    let outcome = train(&config, args.resume, args.follow, context)?;
     if context.json {
         let rate = outcome.images as f64 / outcome.seconds.max(1e-9);
         let summary = json!({
@@ -49,8 +64,16 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 }
 
 /// Trains as `config` says, from the newest checkpoint where `resume` is set and there is one.
-pub fn train(config: &Config, resume: bool, context: &Context) -> Result<Outcome> {
-    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
+pub fn train(config: &Config, resume: bool, follow: bool, context: &Context) -> Result<Outcome> {
+    let mut dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
+    while follow && dataset.rows() == 0 && !context.stop.load(Ordering::Relaxed) {
+        std::thread::sleep(FOLLOW_PAUSE);
+        dataset = context.runtime.block_on(dataset.refresh())?;
+    }
+    let others = config.train.mixture.iter();
+    let others = others
+        .map(|source| context.runtime.block_on(Dataset::open(&source.dataset)))
+        .collect::<Result<Vec<_>, _>>()?;
     let folder = RunFolder::open(&config.train.folder)?;
     let newest = folder.newest()?;
     if newest.is_some() && !resume {
@@ -72,7 +95,11 @@ pub fn train(config: &Config, resume: bool, context: &Context) -> Result<Outcome
     };
     let start = trainer.state().step;
     let mut progress = Progress::new("train", "steps", start, config.train.steps);
-    let outcome = lapflow_train::run(&mut trainer, &dataset, &folder, &context.stop, |line| {
+    let draw = Box::new(|trainer: &Trainer| {
+        draw(trainer, config, context).map_err(|e| TrainError::Samples(format!("{e:#}")))
+    });
+    let session = Session { others, follow, draw: Some(draw) };
+    let outcome = run_session(&mut trainer, &dataset, session, &folder, &context.stop, |line| {
         let note = format!("loss {:.4}, {:.1} images/s", line.loss, line.images_per_second);
         progress.update(line.step, &note);
     })?;
@@ -86,4 +113,25 @@ pub fn train(config: &Config, resume: bool, context: &Context) -> Result<Outcome
         outcome.step, outcome.seconds
     ));
     Ok(outcome)
+}
+
+/// A grid of samples with the weights that sampling would take, always from the same noise; the
+/// classes come in turn.
+fn draw(trainer: &Trainer, config: &Config, context: &Context) -> Result<Picture> {
+    let generator = generator(&trainer.snapshot()?, &config.sample, context)?;
+    let (count, classes) = (config.train.sample_images, trainer.card().classes.len());
+    let label = |i: usize| (classes > 0).then(|| (i % classes) as u32);
+    let requests: Vec<_> =
+        (0..count).map(|i| Request { index: i as u64, label: label(i) }).collect();
+    let mut images = Vec::new();
+    for batch in requests.chunks(config.sample.batch) {
+        let drawn = generator.draw(batch)?;
+        let (_, _, height, width) = drawn.images.dims4()?;
+        for pixels in generator.pixels(&drawn.images)? {
+            images.push(from_pixels(pixels, width, height)?);
+        }
+    }
+    let sheet = grid(&images, (count as f64).sqrt().ceil() as usize, 2);
+    let (width, height) = (sheet.width(), sheet.height());
+    Ok(Picture { width, height, png: encode_png(&sheet) })
 }

@@ -53,6 +53,18 @@ pub fn attention(qkv: &Tensor, layout: &TokenLayout, heads: usize, mask: Mask) -
     qkv.contiguous()?.apply_op1(Attention { layout: layout.clone(), heads, mask })
 }
 
+/// dL/dqkv of [`attention`].
+pub(crate) fn attention_backward(
+    qkv: &Tensor,
+    grad: &Tensor,
+    layout: &TokenLayout,
+    heads: usize,
+    mask: Mask,
+) -> Result<Tensor> {
+    let op = Attention { layout: layout.clone(), heads, mask };
+    qkv.apply_op2_no_bwd(&grad.contiguous()?, &AttentionBackward(op))
+}
+
 #[derive(Clone)]
 struct Attention {
     layout: TokenLayout,
@@ -177,8 +189,7 @@ impl CustomOp1 for Attention {
     }
 
     fn bwd(&self, qkv: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let op = AttentionBackward(self.clone());
-        Ok(Some(qkv.apply_op2_no_bwd(&grad.contiguous()?, &op)?))
+        Ok(Some(attention_backward(qkv, grad, &self.layout, self.heads, self.mask)?))
     }
 }
 

@@ -14,6 +14,11 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Gelu)
 }
 
+/// dL/dx of [`gelu`].
+pub(crate) fn gelu_backward(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    x.apply_op2_no_bwd(&grad.contiguous()?, &GeluBackward)
+}
+
 struct Gelu;
 
 impl CustomOp1 for Gelu {
@@ -38,7 +43,7 @@ impl CustomOp1 for Gelu {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(x.apply_op2_no_bwd(&grad.contiguous()?, &GeluBackward)?))
+        Ok(Some(gelu_backward(x, grad)?))
     }
 }
 

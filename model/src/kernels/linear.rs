@@ -20,6 +20,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
 }
 
+/// dL/dx, dL/dweight and dL/dbias of [`linear`].
+pub(crate) fn linear_backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+    let grad = grad.contiguous()?;
+    Ok([
+        grad.apply_op2_no_bwd(weight, &Product::Plain)?,
+        grad.apply_op2_no_bwd(x, &Product::LeftTransposed)?,
+        grad.apply_op1_no_bwd(&ColumnSum)?,
+    ])
+}
+
 struct Linear;
 
 impl CustomOp3 for Linear {

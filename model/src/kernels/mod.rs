@@ -19,14 +19,20 @@ mod residual;
 mod upsample;
 mod vector;
 
+pub(crate) use attention::attention_backward;
 pub use attention::{Mask, attention};
 pub use conv2d::{ConvGeometry, conv2d};
 pub use gelu::gelu;
+pub(crate) use gelu::gelu_backward;
 pub use group_norm::{Activation, group_norm};
 pub use layout::TokenLayout;
 pub use linear::linear;
+pub(crate) use linear::linear_backward;
+pub use matmul::matrix_rate;
 pub use norm::modulated_norm;
+pub(crate) use norm::modulated_norm_backward;
 pub use residual::gated_residual;
+pub(crate) use residual::gated_residual_backward;
 pub use upsample::upsample;
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};

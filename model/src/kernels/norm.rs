@@ -33,6 +33,18 @@ pub fn modulated_norm(
     x.contiguous()?.apply_op2(&modulation.contiguous()?, op)
 }
 
+/// dL/dx and dL/dmodulation of [`modulated_norm`].
+pub(crate) fn modulated_norm_backward(
+    x: &Tensor,
+    modulation: &Tensor,
+    grad: &Tensor,
+    layout: &TokenLayout,
+    shift: usize,
+    scale: usize,
+) -> Result<(Tensor, Tensor)> {
+    ModulatedNorm { layout: layout.clone(), shift, scale }.gradients(x, modulation, grad)
+}
+
 #[derive(Clone)]
 struct ModulatedNorm {
     layout: TokenLayout,
@@ -85,10 +97,22 @@ impl CustomOp2 for ModulatedNorm {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, dm) = self.gradients(x, modulation, grad)?;
+        Ok((Some(dx), Some(dm)))
+    }
+}
+
+impl ModulatedNorm {
+    fn gradients(
+        &self,
+        x: &Tensor,
+        modulation: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let grad = grad.contiguous()?;
         let dx = x.apply_op3_no_bwd(modulation, &grad, &InputGradient(self.clone()))?;
         let dm = x.apply_op3_no_bwd(modulation, &grad, &ModulationGradient(self.clone()))?;
-        Ok((Some(dx), Some(dm)))
+        Ok((dx, dm))
     }
 }
 

@@ -28,6 +28,20 @@ pub fn gated_residual(
     x.contiguous()?.apply_op3(&y.contiguous()?, &modulation.contiguous()?, op)
 }
 
+/// dL/dy and dL/dmodulation of [`gated_residual`]; dL/dx is `grad` itself.
+pub(crate) fn gated_residual_backward(
+    y: &Tensor,
+    modulation: &Tensor,
+    grad: &Tensor,
+    layout: &TokenLayout,
+    gate: usize,
+) -> Result<(Tensor, Tensor)> {
+    let op = GatedResidual { layout: layout.clone(), gate };
+    let dy = grad.apply_op2_no_bwd(modulation, &BranchGradient(op.clone()))?;
+    let dm = grad.apply_op3_no_bwd(y, modulation, &GateGradient(op))?;
+    Ok((dy, dm))
+}
+
 #[derive(Clone)]
 struct GatedResidual {
     layout: TokenLayout,
@@ -84,8 +98,7 @@ impl CustomOp3 for GatedResidual {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let dy = grad.apply_op2_no_bwd(modulation, &BranchGradient(self.clone()))?;
-        let dm = grad.apply_op3_no_bwd(y, modulation, &GateGradient(self.clone()))?;
+        let (dy, dm) = gated_residual_backward(y, modulation, &grad, &self.layout, self.gate)?;
         Ok((Some(grad), Some(dy), Some(dm)))
     }
 }

@@ -1,9 +1,12 @@
 //! A transformer block with adaLN-Zero over the rows of every active level.
 
 use super::config::{Geometry, ModelConfig, Part};
-use super::layers::{Linear, PerLevel};
+use super::layers::{Gradients, Linear, PerLevel};
 use crate::error::Result;
-use crate::kernels::{Mask, TokenLayout, attention, gated_residual, gelu, modulated_norm};
+use crate::kernels::{
+    Mask, TokenLayout, attention, attention_backward, gated_residual, gated_residual_backward,
+    gelu, gelu_backward, modulated_norm, modulated_norm_backward,
+};
 use crate::params::{Init, Scope};
 use candle_core::Tensor;
 
@@ -16,6 +19,38 @@ const SCALE_MLP: usize = 4;
 const GATE_MLP: usize = 5;
 
 const MLP_RATIO: usize = 4;
+
+/// A block's activations between its forward and its backward pass.
+pub struct Saved {
+    m: Tensor,
+    attn_in: Tensor,
+    qkv: Tensor,
+    heads: Tensor,
+    attn: Tensor,
+    middle: Tensor,
+    mlp_in: Tensor,
+    hidden: Tensor,
+    active: Tensor,
+    mlp: Tensor,
+}
+
+impl Saved {
+    /// The values alone, without the operations they came from.
+    pub fn detach(&self) -> Self {
+        Self {
+            m: self.m.detach(),
+            attn_in: self.attn_in.detach(),
+            qkv: self.qkv.detach(),
+            heads: self.heads.detach(),
+            attn: self.attn.detach(),
+            middle: self.middle.detach(),
+            mlp_in: self.mlp_in.detach(),
+            hidden: self.hidden.detach(),
+            active: self.active.detach(),
+            mlp: self.mlp.detach(),
+        }
+    }
+}
 
 /// Attention over all levels, then the feed-forward network, both modulated and gated.
 pub struct Block {
@@ -77,6 +112,93 @@ impl Block {
             fc2.forward(&gelu(&fc1.forward(y)?)?) //                           (rows, 4 width)
         })?;
         Ok(gated_residual(&x, &y, &m, layout, GATE_MLP)?)
+    }
+
+    /// [`Block::forward`] with what [`Block::backward`] needs of it.
+    pub fn forward_saved(
+        &self,
+        x: &Tensor,
+        silu_c: &Tensor,
+        layout: &TokenLayout,
+        finest: usize,
+    ) -> Result<(Tensor, Saved)> {
+        let m = self.modulation(silu_c, layout, finest)?;
+
+        let attn_in = modulated_norm(x, &m, layout, SHIFT_ATTN, SCALE_ATTN)?;
+        let qkv = self.qkv.over_rows(&attn_in, layout, finest, Linear::forward)?;
+        let heads = attention(&qkv, layout, self.heads, self.mask)?;
+        let attn = self.attn_out.over_rows(&heads, layout, finest, Linear::forward)?;
+        let middle = gated_residual(x, &attn, &m, layout, GATE_ATTN)?;
+
+        let mlp_in = modulated_norm(&middle, &m, layout, SHIFT_MLP, SCALE_MLP)?;
+        let hidden = self.mlp.over_rows(&mlp_in, layout, finest, |[fc1, _], y| fc1.forward(y))?;
+        let active = gelu(&hidden)?;
+        let mlp = self.mlp.over_rows(&active, layout, finest, |[_, fc2], y| fc2.forward(y))?;
+        let out = gated_residual(&middle, &mlp, &m, layout, GATE_MLP)?;
+        Ok((out, Saved { m, attn_in, qkv, heads, attn, middle, mlp_in, hidden, active, mlp }))
+    }
+
+    /// dL/dx and dL/dsilu_c; the parameters' gradients go to `gradients`.
+    ///
+    /// By hand, and not by Candle's tape, which fills a zero tensor for every gradient and adds to
+    /// it where it could move.
+    pub fn backward(
+        &self,
+        [x, silu_c, grad]: [&Tensor; 3],
+        saved: &Saved,
+        layout: &TokenLayout,
+        finest: usize,
+        gradients: &mut Gradients,
+    ) -> Result<[Tensor; 2]> {
+        let m = &saved.m;
+        let grad = grad.contiguous()?;
+        let (d, dm_gate) = gated_residual_backward(&saved.mlp, m, &grad, layout, GATE_MLP)?;
+        let d = self.mlp.over_rows_backward(&saved.active, &d, layout, finest, |mlp, x, d| {
+            mlp[1].backward(x, d, gradients)
+        })?;
+        let d = gelu_backward(&saved.hidden, &d)?;
+        let d = self.mlp.over_rows_backward(&saved.mlp_in, &d, layout, finest, |mlp, x, d| {
+            mlp[0].backward(x, d, gradients)
+        })?;
+        let (d, dm_norm) =
+            modulated_norm_backward(&saved.middle, m, &d, layout, SHIFT_MLP, SCALE_MLP)?;
+        let dm = (dm_gate + dm_norm)?;
+
+        let d_middle = (grad + d)?;
+        let (d, dm_gate) = gated_residual_backward(&saved.attn, m, &d_middle, layout, GATE_ATTN)?;
+        let d = self.attn_out.over_rows_backward(&saved.heads, &d, layout, finest, |l, x, d| {
+            l.backward(x, d, gradients)
+        })?;
+        let d = attention_backward(&saved.qkv, &d, layout, self.heads, self.mask)?;
+        let d = self.qkv.over_rows_backward(&saved.attn_in, &d, layout, finest, |l, x, d| {
+            l.backward(x, d, gradients)
+        })?;
+        let (d, dm_norm) = modulated_norm_backward(x, m, &d, layout, SHIFT_ATTN, SCALE_ATTN)?;
+        let dm = ((dm + dm_gate)? + dm_norm)?;
+        Ok([(d_middle + d)?, self.modulation_backward(silu_c, &dm, layout, finest, gradients)?])
+    }
+
+    fn modulation_backward(
+        &self,
+        silu_c: &Tensor,
+        grad: &Tensor,
+        layout: &TokenLayout,
+        finest: usize,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        if self.adaln.tied() {
+            return self.adaln.level(0).backward(silu_c, grad, gradients);
+        }
+        let batch = layout.batch();
+        let mut level = |i: usize| {
+            let adaln = self.adaln.level(finest + layout.levels() - 1 - i);
+            adaln.backward(silu_c, &grad.narrow(0, i * batch, batch)?, gradients)
+        };
+        let mut sum = level(0)?;
+        for i in 1..layout.levels() {
+            sum = (sum + level(i)?)?;
+        }
+        Ok(sum)
     }
 
     /// One row a sample when tied, else one a level and sample.

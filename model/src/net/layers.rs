@@ -1,9 +1,9 @@
 //! Linear layers, alone and one a level.
 
 use crate::error::Result;
-use crate::kernels::{TokenLayout, linear};
+use crate::kernels::{TokenLayout, linear, linear_backward};
 use crate::params::{Init, Scope};
-use candle_core::Tensor;
+use candle_core::{Tensor, TensorId};
 
 /// `x W^T + b` over `(rows, in)`.
 pub struct Linear {
@@ -24,7 +24,18 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(linear(x, &self.weight, &self.bias)?)
     }
+
+    /// dL/dx; the parameters' gradients go to `gradients`.
+    pub fn backward(&self, x: &Tensor, grad: &Tensor, gradients: &mut Gradients) -> Result<Tensor> {
+        let [dx, dweight, dbias] = linear_backward(x, &self.weight, grad)?;
+        gradients.push((self.weight.id(), dweight));
+        gradients.push((self.bias.id(), dbias));
+        Ok(dx)
+    }
 }
+
+/// Gradients of parameters by the tensor's id.
+pub type Gradients = Vec<(TensorId, Tensor)>;
 
 /// A part that all levels share, or that each level has its own copy of.
 pub struct PerLevel<T> {
@@ -71,6 +82,30 @@ impl<T> PerLevel<T> {
                 let rows = layout.level_rows(i);
                 let part = x.narrow(0, rows.start, rows.len())?;
                 apply(self.level(finest + layout.levels() - 1 - i), &part)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// [`PerLevel::over_rows`] the other way: `apply` gets each level's copy with its rows of `x`
+    /// and of `grad`, and its results are the rows of dL/dx.
+    pub fn over_rows_backward(
+        &self,
+        x: &Tensor,
+        grad: &Tensor,
+        layout: &TokenLayout,
+        finest: usize,
+        mut apply: impl FnMut(&T, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if self.tied() || layout.levels() == 1 {
+            return apply(self.level(finest), x, grad);
+        }
+        let parts = (0..layout.levels())
+            .map(|i| {
+                let rows = layout.level_rows(i);
+                let part = |all: &Tensor| all.narrow(0, rows.start, rows.len());
+                let copy = self.level(finest + layout.levels() - 1 - i);
+                apply(copy, &part(x)?, &part(grad)?)
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&parts, 0)?)

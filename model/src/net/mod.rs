@@ -7,6 +7,7 @@ mod config;
 mod embed;
 mod flops;
 mod layers;
+mod tape;
 mod transformer;
 
 pub use config::{Geometry, ModelConfig, Part, Preset};

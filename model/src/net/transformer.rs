@@ -3,11 +3,13 @@
 use super::block::Block;
 use super::config::{Geometry, ModelConfig, Part};
 use super::embed::{Condition, patchify, positions, unpatchify};
-use super::layers::{Linear, PerLevel};
+use super::layers::{Gradients, Linear, PerLevel};
+use super::tape::Tape;
 use crate::error::{ModelError, Result};
 use crate::kernels::{TokenLayout, modulated_norm};
 use crate::params::{Init, Scope};
-use candle_core::Tensor;
+use candle_core::{Tensor, TensorId};
+use std::sync::Arc;
 
 /// The multi-scale DiT with a mixture of transformers.
 ///
@@ -16,7 +18,8 @@ pub struct Transformer {
     embed: PerLevel<Linear>,
     positions: Vec<Tensor>,
     condition: Condition,
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Block>>,
+    tape: Option<Tape>,
     head: PerLevel<Head>,
     geometry: Geometry,
     patch: usize,
@@ -39,7 +42,7 @@ impl Transformer {
             })?;
         let condition = Condition::new(scope, config, geometry)?;
         let blocks = (0..config.depth())
-            .map(|i| Block::new(&scope.at("blocks").at(i), config, geometry))
+            .map(|i| Ok(Arc::new(Block::new(&scope.at("blocks").at(i), config, geometry)?)))
             .collect::<Result<Vec<_>>>()?;
         let head =
             PerLevel::new(&scope.at("final_layer"), config.copies(Part::Head, geometry), |s| {
@@ -52,8 +55,23 @@ impl Transformer {
                 Ok(grid.to_dtype(scope.dtype())?)
             })
             .collect::<Result<Vec<_>>>()?;
-        let geometry = *geometry;
-        Ok(Self { embed, positions, condition, blocks, head, geometry, patch, outputs })
+        let (geometry, tape) = (*geometry, None);
+        Ok(Self { embed, positions, condition, blocks, tape, head, geometry, patch, outputs })
+    }
+
+    /// From now on blocks have backward passes written by hand, whose gradients are to be had from
+    /// [`Transformer::block_gradients`] and not from Candle's.
+    ///
+    /// With `recompute`, a block keeps its input alone and runs again in the backward pass: a third
+    /// more arithmetic for a small part of the memory.
+    pub fn train_blocks(&mut self, recompute: bool) {
+        self.tape = Some(Tape::new(recompute));
+    }
+
+    /// Gradients of the blocks' parameters, by the tensor's id, from the backward passes since the
+    /// last call; none unless [`Transformer::train_blocks`] was called.
+    pub fn block_gradients(&self) -> Vec<(TensorId, Tensor)> {
+        self.tape.as_ref().map(Tape::take).unwrap_or_else(Gradients::new)
     }
 
     /// Velocities of the active levels.
@@ -80,7 +98,10 @@ impl Transformer {
         let mut x = self.tokens(levels, finest, cond.as_ref())?; // (rows, width)
         let silu_c = c.silu()?;
         for block in &self.blocks {
-            x = block.forward(&x, &silu_c, &layout, finest)?;
+            x = match &self.tape {
+                Some(tape) => tape.forward(block, &x, &silu_c, &layout, finest)?,
+                None => block.forward(&x, &silu_c, &layout, finest)?,
+            };
         }
         let coarsest = finest + levels.len() - 1;
         (finest..=coarsest)

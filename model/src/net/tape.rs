@@ -1,0 +1,103 @@
+//! Blocks in training: one operation each, with a backward pass written by hand.
+
+use super::block::{Block, Saved};
+use super::layers::Gradients;
+use crate::error::Result;
+use crate::kernels::TokenLayout;
+use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result as TensorResult, Shape, Tensor};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Runs blocks so that Candle sees one operation on a block's input and the conditioning.
+///
+/// The gradients of the blocks' parameters cannot travel with those of the pass around them: they
+/// are gathered here.
+#[derive(Clone)]
+pub(crate) struct Tape {
+    gradients: Arc<Mutex<Gradients>>,
+    /// Whether a block keeps its input alone and runs again in the backward pass.
+    recompute: bool,
+}
+
+impl Tape {
+    pub fn new(recompute: bool) -> Self {
+        Self { gradients: Arc::default(), recompute }
+    }
+
+    /// [`Block::forward`], on the tape.
+    pub fn forward(
+        &self,
+        block: &Arc<Block>,
+        x: &Tensor,
+        silu_c: &Tensor,
+        layout: &TokenLayout,
+        finest: usize,
+    ) -> Result<Tensor> {
+        let (out, saved) = block.forward_saved(&x.detach(), &silu_c.detach(), layout, finest)?;
+        let output = Mutex::new(Some(out.flatten_all()?.to_vec1::<f32>()?));
+        let saved = Mutex::new(Some(saved.detach()).filter(|_| !self.recompute));
+        let (block, layout, tape) = (block.clone(), layout.clone(), self.clone());
+        Ok(x.apply_op2(silu_c, Step { block, layout, finest, output, saved, tape })?)
+    }
+
+    /// The gradients gathered since the last call.
+    pub fn take(&self) -> Gradients {
+        std::mem::take(&mut *self.gradients.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A block as one operation.
+struct Step {
+    block: Arc<Block>,
+    layout: TokenLayout,
+    finest: usize,
+    /// The result, until the forward pass hands it on.
+    output: Mutex<Option<Vec<f32>>>,
+    /// The activations until the backward pass, unless they are recomputed.
+    saved: Mutex<Option<Saved>>,
+    tape: Tape,
+}
+
+impl CustomOp2 for Step {
+    fn name(&self) -> &'static str {
+        "block"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _x: &CpuStorage,
+        layout: &Layout,
+        _silu_c: &CpuStorage,
+        _c_layout: &Layout,
+    ) -> TensorResult<(CpuStorage, Shape)> {
+        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let output = output.ok_or_else(|| Error::msg("a block's step runs forward once"))?;
+        Ok((CpuStorage::F32(output), layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        silu_c: &Tensor,
+        _out: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<(Option<Tensor>, Option<Tensor>)> {
+        let (x, c) = (x.detach(), silu_c.detach());
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let saved = match saved {
+            Some(saved) => saved,
+            None => {
+                let again = self.block.forward_saved(&x, &c, &self.layout, self.finest);
+                again.map_err(Error::wrap)?.1.detach()
+            }
+        };
+        let mut gradients = Gradients::new();
+        let tensors = [&x, &c, grad];
+        let [dx, dc] = self
+            .block
+            .backward(tensors, &saved, &self.layout, self.finest, &mut gradients)
+            .map_err(Error::wrap)?;
+        let mut all = self.tape.gradients.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(gradients);
+        Ok((Some(dx), Some(dc)))
+    }
+}

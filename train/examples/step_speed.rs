@@ -1,0 +1,120 @@
+//! Time of whole training steps, stage by stage: see `bench/train`.
+//!
+//! Arguments: the model (S or B), the batch and how many steps of each stage to time. Prints one
+//! JSON object.
+
+use candle_core::Device;
+use lapflow_model::flow::{FlowConfig, Path};
+use lapflow_model::net::{ModelConfig, Preset, cost};
+use lapflow_store::{
+    Batch, Dataset, Dtype, LevelBatch, LevelSpec, LoaderState, Metadata, Posterior, Row,
+};
+use lapflow_train::{Loss, Recipe, TrainConfig, Trainer, geometry};
+use std::time::Instant;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const CLASSES: usize = 1000;
+const LEVELS: usize = 2;
+
+type Error = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Error> {
+    let mut args = std::env::args().skip(1);
+    let size = args.next().ok_or("which model, S or B?")?;
+    let batch: usize = args.next().ok_or("which batch?")?.parse()?;
+    let steps: usize = args.next().ok_or("how many steps?")?.parse()?;
+    let folder = tempfile::tempdir()?;
+    let uri = folder.path().to_str().ok_or("a folder with a plain name")?;
+    let dataset = tokio::runtime::Runtime::new()?.block_on(one_row(uri))?;
+
+    let model = ModelConfig {
+        preset: match size.as_str() {
+            "S" => Preset::S,
+            "B" => Preset::B,
+            _ => return Err("the model is S or B".into()),
+        },
+        ..ModelConfig::default()
+    };
+    let flow = FlowConfig { levels: LEVELS, ..FlowConfig::default() };
+    let path = Path::new(&flow)?;
+    // Both stages to warm up, then in turn.
+    let stages: Vec<usize> = (0..2 * (steps + 1)).map(|i| i % LEVELS).collect();
+    let train = alternating(&path, &stages, batch)?;
+    let recipe = Recipe { model, flow, train, autoencoder: serde_json::json!({}) };
+    let mut trainer = Trainer::new(&recipe, &dataset, &Device::Cpu)?;
+    let batch = random_batch(batch);
+    let mut seconds = vec![Vec::new(); LEVELS];
+    for &stage in &stages {
+        let start = Instant::now();
+        let report = trainer.step(&batch)?;
+        assert_eq!(report.levels[0].0.0, stage);
+        seconds[stage].push(start.elapsed().as_secs_f64());
+    }
+    let cost = cost(&recipe.model, &geometry(dataset.metadata(), LEVELS), &path);
+    for stage in &mut seconds {
+        stage.remove(0);
+    }
+    let result = serde_json::json!({
+        "what": "lapflow", "parameters": cost.parameters, "macs": cost.segment_macs,
+        "seconds": seconds,
+    });
+    println!("{result}");
+    Ok(())
+}
+
+/// A recipe whose seed draws `stages` for its first steps.
+fn alternating(path: &Path, stages: &[usize], batch: usize) -> Result<TrainConfig, Error> {
+    let drawn = |config: &TrainConfig, step: usize| {
+        Loss { path, config, classes: CLASSES }.groups(step as u64, batch)[0].stage
+    };
+    (0..1 << 24)
+        .map(|seed| TrainConfig { seed, batch, ..TrainConfig::default() })
+        .find(|config| (0..stages.len()).all(|step| drawn(config, step) == stages[step]))
+        .ok_or_else(|| "no seed draws these stages".into())
+}
+
+async fn one_row(uri: &str) -> Result<Dataset, Error> {
+    let metadata = Metadata {
+        classes: (0..CLASSES).map(|i| i.to_string()).collect(),
+        ..Metadata::new(specs(), Dtype::F32, Posterior::Mean)
+    };
+    let dataset = Dataset::create(uri, &metadata).await?;
+    let mut shard = dataset.shard("0").await?;
+    let row = random_batch(1);
+    shard
+        .push(Row {
+            id: 0,
+            label: 0,
+            source: "noise".into(),
+            sha256: [0; 32],
+            width: 256,
+            height: 256,
+            view: 0,
+            levels: row.levels.into_iter().map(|level| level.data).collect(),
+            logvar: None,
+        })
+        .await?;
+    shard.commit().await?;
+    Ok(dataset.refresh().await?)
+}
+
+fn specs() -> Vec<LevelSpec> {
+    (0..LEVELS).map(|k| LevelSpec { channels: 4, height: 32 >> k, width: 32 >> k }).collect()
+}
+
+fn random_batch(batch: usize) -> Batch {
+    let level = |spec: LevelSpec| {
+        let count = batch * spec.channels * spec.height * spec.width;
+        let values: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin() * 1.4).collect();
+        LevelBatch { spec, dtype: Dtype::F32, data: Dtype::F32.encode(&values) }
+    };
+    Batch {
+        ids: (0..batch as i64).collect(),
+        labels: (0..batch as i32).collect(),
+        levels: specs().into_iter().map(level).collect(),
+        logvar: None,
+        state: LoaderState::default(),
+    }
+}

@@ -105,6 +105,11 @@ fn every_broken_file_is_skipped_in_its_own_words() {
             "corrupt JPEG: sampling factor must be 1-4, got 0x0",
         ),
         (
+            "cmyk jpeg sampled in thirds",
+            patched("cmyk.jpg", &[0xff, 0xc0, 0, 20], 10, &[0x31]),
+            "unsupported JPEG: an ink sampled 3x1",
+        ),
+        (
             "lossless jpeg",
             with_frame_marker(0xc3),
             "unsupported JPEG: lossless predictor 0 (must be 1-7)",

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use lapflow_ingest::{IngestConfig, IngestError, Item, Outcome, Skip, SkipReason, Source};
+use lapflow_ingest::{Decode, IngestConfig, IngestError, Item, Outcome, Skip, SkipReason, Source};
 
 fn png(width: u32, height: u32, shade: u8) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
@@ -234,4 +234,25 @@ async fn every_image_of_a_real_dataset_is_accounted_for() {
     assert_eq!((source.entries().len(), source.classes().len()), (200, 200));
     let outcomes = outcomes(&source, (0..200).collect()).await;
     assert_eq!((images(&outcomes).len(), skips(&outcomes)), (200, vec![]));
+}
+
+#[tokio::test]
+async fn fast_decoding_gives_nearly_the_exact_crop_and_the_size_in_the_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decode/gray.jpg");
+    fs::copy(golden, folder.path().join("one.jpg")).expect("a copy");
+    let read = async |size: u32, decode: Decode| {
+        let config = IngestConfig { size, decode, ..config(folder.path()) };
+        let outcomes = outcomes(&open(&config).await, vec![0]).await;
+        let item = images(&outcomes)[0].clone();
+        assert_eq!((item.width, item.height, item.image.width), (45, 37, size));
+        item.image
+    };
+    // 45x37 is halved once for 16: to 23x19 by the decoder, to 22x18 by ADM.
+    let (exact, fast) = (read(16, Decode::Exact).await, read(16, Decode::Fast).await);
+    let difference: u32 =
+        exact.pixels.iter().zip(&fast.pixels).map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
+    let mean = f64::from(difference) / exact.pixels.len() as f64;
+    assert!(exact != fast && mean < 12.0, "{mean}");
+    assert!(read(20, Decode::Exact).await == read(20, Decode::Fast).await);
 }

@@ -39,6 +39,15 @@ pub(super) fn open(bytes: &[u8], pixels_max: u64) -> Result<Jpeg<'_>, SkipReason
     if bits != 8 {
         return Err(unsupported(format!("{bits} bits a sample")));
     }
+    // The decoder runs out of its rows on inks sampled in thirds, which no program writes.
+    let in_thirds = frame
+        .components
+        .iter()
+        .find(|component| component.horizontal_sampling == 3 || component.vertical_sampling == 3);
+    if let (4, Some(component)) = (components, in_thirds) {
+        let (x, y) = (component.horizontal_sampling, component.vertical_sampling);
+        return Err(unsupported(format!("an ink sampled {x}x{y}")));
+    }
     decoder.set_output_format(match components {
         1 | 3 => PixelFormat::Rgb,
         4 => PixelFormat::Cmyk,

@@ -8,7 +8,8 @@ the machine does slows both: `autoencoder_speed`, and this file as a peer proces
 modules in channels_last memory format without gradients. Before every pair the peer also measures
 a large f32 matrix product, the machine's rate. Convolutions are counted as their definition has
 them, so that a rate above the matrix product's is Winograd's doing. Memory is the peak of one run
-beyond what the process held before it loaded the weights.
+beyond what the process held before it loaded the weights. Processor time is that of all threads:
+beside other work its ratio says more than that of the elapsed times.
 """
 
 import argparse
@@ -88,13 +89,14 @@ def serve(kind, weights, size, batch, threads):
                 print(gigaflops(net, runs[name[1]]), flush=True)
                 continue
             pathlib.Path("/proc/self/clear_refs").write_text("5")
-            started = time.perf_counter()
+            started, processor = time.perf_counter(), time.process_time()
             if name[0] == "matrix":
                 for _ in range(4):
                     a @ b
             else:
                 runs[name[0]]()
-            print(time.perf_counter() - started, memory_mib("VmHWM:"), flush=True)
+            taken, processor = time.perf_counter() - started, time.process_time() - processor
+            print(taken, memory_mib("VmHWM:"), processor, flush=True)
 
 
 class Peer:
@@ -110,8 +112,8 @@ class Peer:
         return [float(part) for part in self.process.stdout.readline().split()]
 
     def run(self, name):
-        seconds, peak = self.ask(name)
-        return seconds, peak - self.start
+        seconds, peak, processor = self.ask(name)
+        return seconds, peak - self.start, processor
 
 
 def bench(kind, args):
@@ -132,16 +134,23 @@ def bench(kind, args):
                 for peer in peers:
                     taken[peer].append(peers[peer].run(name))
             for peer, runs in taken.items():
-                best, memory = min(runs)[0], max(memory for _, memory in runs)
+                best, memory = min(runs)[0], max(memory for _, memory, _ in runs)
+                processor = min(processor for _, _, processor in runs)
                 print(
                     f"{kind} {name} {args.size}px batch {args.batch}: {peer:8} best {best:.3f} s, "
                     f"{args.batch / best:.2f} images/s, {flops / best:.0f} GFLOP/s beside "
-                    f"{rate:.0f} of a matrix product, peak {memory:.0f} MiB",
+                    f"{rate:.0f} of a matrix product, peak {memory:.0f} MiB, "
+                    f"processor time {processor:.2f} s",
                     flush=True,
                 )
             pairs = [a[0] / b[0] for a, b in zip(taken["PyTorch"], taken["lapflow"])]
             best = min(taken["PyTorch"])[0] / min(taken["lapflow"])[0]
-            print(f"  ratio PyTorch/lapflow: best {best:.2f}, median of pairs {statistics.median(pairs):.2f}", flush=True)
+            processor = [min(run[2] for run in taken[peer]) for peer in ("PyTorch", "lapflow")]
+            print(
+                f"  ratio PyTorch/lapflow: best {best:.2f}, median of pairs {statistics.median(pairs):.2f}, "
+                f"processor time {processor[0] / processor[1]:.2f}",
+                flush=True,
+            )
         for peer in peers.values():
             peer.process.stdin.close()
             peer.process.wait()

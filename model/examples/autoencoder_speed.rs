@@ -1,8 +1,8 @@
 //! Times an autoencoder on request: `autoencoder_speed WEIGHTS SIZE BATCH`.
 //!
-//! Reads lines `encode` and `decode` from standard input and answers each with the seconds taken
-//! and the peak resident memory of that run in MiB, so that a driver can alternate between this
-//! and its peers. The first line it writes is the resident memory before it loads the weights.
+//! Reads lines `encode` and `decode` from standard input and answers each with the seconds taken,
+//! the peak resident memory of that run in MiB and the processor time of all threads, so that a
+//! driver can alternate between this and its peers. The first line it writes is the resident memory before it loads the weights.
 
 use candle_core::{DType, Device, Tensor};
 use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, WeightsSource};
@@ -25,13 +25,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let latents = Tensor::zeros((batch, identity.channels, side, side), DType::F32, &Device::Cpu)?;
     for line in std::io::stdin().lock().lines() {
         forget_peak();
-        let started = Instant::now();
+        let (started, processor) = (Instant::now(), processor_seconds());
         match line?.as_str() {
             "encode" => drop(autoencoder.encode(&images)?),
             "decode" => drop(autoencoder.decode(&latents)?),
             other => return Err(format!("neither encode nor decode: {other}").into()),
         }
-        println!("{:.4} {}", started.elapsed().as_secs_f64(), memory_mib("VmHWM:"));
+        let (taken, processor) = (started.elapsed().as_secs_f64(), processor_seconds() - processor);
+        println!("{taken:.4} {} {processor:.2}", memory_mib("VmHWM:"));
     }
     Ok(())
 }
@@ -39,6 +40,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// Lets the peak begin anew, where the system can: Linux.
 fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// User and system time of this process so far; 0 where the system does not tell.
+fn processor_seconds() -> f64 {
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
 }
 
 /// A figure of this process; 0 where the system does not tell.

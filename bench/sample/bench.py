@@ -4,7 +4,8 @@
     python bench.py savings CHECKPOINT --batch 8 --tolerance 1e-3 1e-4 1e-5
     python bench.py random S 2 OUT.safetensors
 
-`speed` runs lapflow (torchdiffeq mode and default) and PyTorch in turns and prints their ratio;
+`speed` runs lapflow (torchdiffeq mode and default) and PyTorch in turns and prints their ratio, of
+time and of processor time: on a machine that others use, the latter with --threads 1 is the measure;
 more than one checkpoint (LapFlow's and LFM's, say) stand below each other. `savings` measures every
 solver's error against PyTorch in float64 at a tolerance of 1e-8. `random` writes a checkpoint of
 random weights: a preset's size, with so many levels, on 32x32x4 latents.
@@ -66,24 +67,31 @@ def speed(arguments):
     for checkpoint in arguments.checkpoints:
         net = peer.Net(checkpoint)
         for batch in arguments.batch:
-            seconds, facts, state = {"torch": [], "torchdiffeq": [], "default": []}, {}, {}
+            names = ("torch", "torchdiffeq", "default")
+            seconds, processor = ({name: [] for name in names} for _ in range(2))
+            facts, state = {}, {}
             for _ in range(arguments.repeats):
                 for control in ("torchdiffeq", "default"):
                     report, tensors = lapflow(checkpoint, control, arguments.tolerance[0], batch)
                     seconds[control] += report["seconds"]
+                    processor[control] += report["processor_seconds"]
                     facts[control], state[control] = report, final(tensors)
                 noise, labels = inputs(net, tensors)
-                begin = time.perf_counter()
+                begin, used = time.perf_counter(), time.process_time()
                 levels, evaluations = peer.sample(net, noise, labels, arguments.tolerance[0])
                 seconds["torch"].append(time.perf_counter() - begin)
+                processor["torch"].append(time.process_time() - used)
             best = {name: min(times) for name, times in seconds.items()}
+            cost = {name: min(times) for name, times in processor.items()}
             nfe = {name: statistics.mean(fact["evaluations"]) for name, fact in facts.items()}
             difference = error(state["torchdiffeq"], merged(levels))
             print(f"{checkpoint}, batch {batch}, tolerance {arguments.tolerance[0]:g}, best of {arguments.repeats}")
-            print(f"  PyTorch + torchdiffeq  {best['torch'] / batch:8.3f} s an image  {evaluations} NFE")
+            print(f"  PyTorch + torchdiffeq  {best['torch'] / batch:8.3f} s an image ({cost['torch'] / batch:.3f} of "
+                  f"processor time)  {evaluations} NFE")
             for name in ("torchdiffeq", "default"):
-                print(f"  lapflow, {name:<12}  {best[name] / batch:8.3f} s an image  {nfe[name]:.1f} NFE  "
-                      f"{facts[name]['macs_per_image'] / 1e9:.2f} GMACs  {best['torch'] / best[name]:.2f} x PyTorch")
+                print(f"  lapflow, {name:<12}  {best[name] / batch:8.3f} s an image ({cost[name] / batch:.3f})  "
+                      f"{nfe[name]:.1f} NFE  {facts[name]['macs_per_image'] / 1e9:.2f} GMACs  "
+                      f"{best['torch'] / best[name]:.2f} x PyTorch (processor time {cost['torch'] / cost[name]:.2f} x)")
             print(f"  same state as PyTorch's to {difference:.1e}", flush=True)
 
 
@@ -155,4 +163,5 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    ENVIRONMENT["RAYON_NUM_THREADS"] = str(arguments.threads)
     {"speed": speed, "savings": savings, "random": random}[arguments.what](arguments)

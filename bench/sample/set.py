@@ -67,7 +67,7 @@ def start(arguments, out, shard, batch):
 
 
 def finish(process):
-    """The job's own summary and its peak memory in bytes."""
+    """The job's own summary and its peak memory in bytes, which this process's own bounds from below."""
     text = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, status
@@ -95,7 +95,7 @@ def main():
     for shard, batch in (("1/3", 50), ("0/3", 64), ("2/3", 33)):
         summary, peak = finish(start(arguments, whole, shard, batch))
         print(f"shard {shard}, batch {batch}: {summary['found']} found, {summary['drawn']} drawn, "
-              f"{summary['seconds']:.0f} s, peak memory {peak / 2**20:.0f} MiB", flush=True)
+              f"{summary['seconds']:.0f} s, peak memory at most {peak / 2**20:.0f} MiB", flush=True)
     assert summary["complete"]
     images = np.load(whole)["arr_0"]
     assert images.shape == (arguments.count, arguments.size, arguments.size, 3) and images.dtype == np.uint8

@@ -111,7 +111,7 @@ impl Args {
     ) -> Result<Summary> {
         let mut progress = Progress::new("eval", "images", 0, 0);
         let mut images = 0;
-        let mut count = |so_far| {
+        let mut count = |so_far: usize| {
             images = so_far;
             progress.update(so_far as u64, &path.display().to_string());
         };

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 use image::imageops::{FilterType, resize};
 use image::{DynamicImage, RgbImage};
+use lapflow_ingest::RgbImage as Decoded;
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_sample::images::SetContent;
 use lapflow_sample::metrics::{EvalConfig, Evaluation, Extractor, Summary, evaluate};
@@ -77,8 +78,8 @@ pub fn distances(images: &Path, samples: &[DynamicImage]) -> Result<[Evaluation;
     let reference = Summary::read(images, &extractor, needs, config.batch, &mut |_| ())?;
     let size = samples.first().map_or(64, |sample| sample.width());
     let distance = |name: &str, pictures: &[DynamicImage]| -> Result<Evaluation> {
-        let feed = |each: &mut dyn FnMut(&[lapflow_ingest::RgbImage]) -> _| {
-            let rgb = |picture: &DynamicImage| lapflow_ingest::RgbImage {
+        let feed = |each: &mut dyn FnMut(&[Decoded]) -> lapflow_sample::Result<()>| {
+            let rgb = |picture: &DynamicImage| Decoded {
                 width: picture.width(),
                 height: picture.height(),
                 pixels: picture.to_rgb8().into_raw(),
@@ -87,7 +88,8 @@ pub fn distances(images: &Path, samples: &[DynamicImage]) -> Result<[Evaluation;
             let formats = [("rendered".to_string(), pictures.len())].into();
             Ok(SetContent { images: pictures.len(), width: size, height: size, formats })
         };
-        let set = Summary::of_batches(name.as_ref(), &extractor, needs, &mut |_| (), feed)?;
+        let (path, mut silent) = (Path::new(name), |_| ());
+        let set = Summary::of_batches(path, &extractor, needs, &mut silent, feed)?;
         Ok(evaluate(set, reference.clone(), &extractor, &config)?)
     };
     let held_out = held_out(size).0;

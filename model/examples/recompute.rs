@@ -30,7 +30,9 @@ fn main() -> Result<(), Error> {
         Transformer::new(scope, &config, &geometry)
     })?;
     // A fresh network's gates and heads are zero, and with them most gradients.
-    for (_, var) in params.iter().filter(|(name, _)| name.contains("adaLN") || name.contains("final")) {
+    for (_, var) in
+        params.iter().filter(|(name, _)| name.contains("adaLN") || name.contains("final"))
+    {
         var.set(&var.affine(0.0, 0.01)?)?;
     }
     net.train_blocks(mode == "recomputed");

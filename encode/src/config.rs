@@ -26,6 +26,50 @@ pub struct EncodeConfig {
     pub shuffle_seed: u64,
     /// Batches waiting for the device, and as many waiting for the writer.
     pub queue_batches_max: usize,
+    /// How a source that grows is followed.
+    pub watch: WatchConfig,
+}
+
+/// How a source that grows is followed; `[data.watch]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchConfig {
+    /// Seconds between two looks at the source.
+    pub poll_seconds: f64,
+    /// A file is taken once it has not changed for so many seconds.
+    pub settle_seconds: f64,
+    /// A shard that is not full is closed when its oldest image has waited for so many seconds.
+    pub age_seconds: f64,
+    /// Class names of a dataset to be created, in the order of their labels; empty takes those of
+    /// the images that are there. Images of other classes are left out.
+    pub classes: Vec<String>,
+}
+
+impl Default for WatchConfig {
+    fn default() -> Self {
+        let classes = Vec::new();
+        Self { poll_seconds: 10.0, settle_seconds: 10.0, age_seconds: 300.0, classes }
+    }
+}
+
+impl WatchConfig {
+    /// The longest that a time may be set to.
+    const SECONDS_MAX: f64 = 1e6;
+
+    fn validate(&self) -> Result<()> {
+        let times = [
+            ("watch.poll_seconds", self.poll_seconds),
+            ("watch.settle_seconds", self.settle_seconds),
+            ("watch.age_seconds", self.age_seconds),
+        ];
+        match times.iter().find(|(_, seconds)| !(0.0..=Self::SECONDS_MAX).contains(seconds)) {
+            Some((key, seconds)) => {
+                let reason = format!("{seconds} is outside 0..={}", Self::SECONDS_MAX);
+                Err(EncodeError::config(key, reason))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl Default for EncodeConfig {
@@ -39,6 +83,7 @@ impl Default for EncodeConfig {
             shard_rows: 2048,
             shuffle_seed: 0,
             queue_batches_max: 2,
+            watch: WatchConfig::default(),
         }
     }
 }
@@ -63,7 +108,7 @@ impl EncodeConfig {
         ];
         match at_least_one.iter().find(|(_, value)| *value == 0) {
             Some((key, _)) => Err(EncodeError::config(key, "must be at least 1")),
-            None => Ok(()),
+            None => self.watch.validate(),
         }
     }
 }

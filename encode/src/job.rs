@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use candle_core::Device;
+use futures::stream;
 use lapflow_ingest::{Crop, IngestConfig, Source};
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_store::{Dataset, Metadata, Posterior, StoreError, Worker};
@@ -12,8 +14,9 @@ use serde_json::{Value, json};
 use crate::config::EncodeConfig;
 use crate::encoder::Encoder;
 use crate::error::{EncodeError, Result};
-use crate::pipeline;
+use crate::pipeline::{Run, Work};
 use crate::plan::{Permutation, Plan};
+use crate::skips::{self, SkipRecord};
 use crate::stats::EncodeStats;
 
 /// File of the plan, beside the table.
@@ -174,7 +177,58 @@ impl Job {
         stop: &AtomicBool,
         progress: &mut (dyn FnMut(&EncodeStats) + Send),
     ) -> Result<EncodeStats> {
-        pipeline::run(self, worker, stop, progress).await
+        let dataset = self.dataset.refresh().await?;
+        let skipped_before = self.skips(&dataset);
+        let skip_limit = |stats: &EncodeStats, skip: &SkipRecord| {
+            let skipped = skipped_before + stats.skips();
+            match skipped > self.skips_max() {
+                true => {
+                    let last = format!("the last: {}: {}", skip.key, skip.message);
+                    Err(self.too_many_skips(skipped, last))
+                }
+                false => Ok(()),
+            }
+        };
+        let run = Run {
+            dataset: &self.dataset,
+            encoder: &self.encoder,
+            config: &self.config,
+            stop,
+            skip_limit: &skip_limit,
+            start: Instant::now(),
+            stats: Arc::default(),
+        };
+        let works = self.assign(worker, &dataset, &mut run.stats()).into_iter();
+        run.drive(stream::iter(works.map(|shard| self.work(shard))), progress).await?;
+        let skipped = self.skips(&self.dataset.refresh().await?);
+        if skipped > self.skips_max() {
+            let last = format!("they are listed beside the table, in {}", skips::FOLDER);
+            return Err(self.too_many_skips(skipped, last));
+        }
+        let stats = run.stats().clone();
+        Ok(stats)
+    }
+
+    /// The shards that fall to `worker` and are not in `dataset`.
+    fn assign(&self, worker: Worker, dataset: &Dataset, stats: &mut EncodeStats) -> Vec<u64> {
+        let plan = &self.plan;
+        let missing = plan.missing(dataset);
+        let assigned: Vec<u64> = plan.shards_of(worker.index, worker.count).collect();
+        let todo: Vec<u64> =
+            assigned.iter().copied().filter(|shard| missing.binary_search(shard).is_ok()).collect();
+        stats.shards_assigned = assigned.len() as u64;
+        stats.shards_present = (assigned.len() - todo.len()) as u64;
+        stats.rows_assigned = todo.iter().map(|&shard| plan.shard_images(shard) * plan.views).sum();
+        todo
+    }
+
+    fn work(&self, shard: u64) -> Work {
+        Work {
+            shard: self.plan.shard_name(shard),
+            source: Arc::clone(&self.source),
+            order: self.permutation.shard(shard),
+            skips: Vec::new(),
+        }
     }
 
     /// Images skipped in the shards that `dataset` holds.
@@ -204,7 +258,7 @@ pub(crate) async fn read_plan(dataset: &Dataset) -> Result<Option<Plan>> {
 }
 
 /// Writes `plan` unless another worker came first; the plan that counts.
-async fn create_plan(dataset: &Dataset, plan: &Plan) -> Result<Plan> {
+pub(crate) async fn create_plan(dataset: &Dataset, plan: &Plan) -> Result<Plan> {
     let content = serde_json::to_string_pretty(plan).expect("a plan is plain data");
     if dataset.create_beside(PLAN_FILE, content).await? {
         return Ok(plan.clone());
@@ -216,7 +270,11 @@ async fn create_plan(dataset: &Dataset, plan: &Plan) -> Result<Plan> {
 }
 
 /// All that decides the stored values, beside the autoencoder.
-fn preprocessing(ingest: &IngestConfig, encode: &EncodeConfig, autoencoder: &Autoencoder) -> Value {
+pub(crate) fn preprocessing(
+    ingest: &IngestConfig,
+    encode: &EncodeConfig,
+    autoencoder: &Autoencoder,
+) -> Value {
     let mut value = json!({
         "size": ingest.size,
         "crop": ingest.crop,
@@ -238,12 +296,12 @@ fn preprocessing(ingest: &IngestConfig, encode: &EncodeConfig, autoencoder: &Aut
     value
 }
 
-fn plain<T: serde::Serialize>(value: &T) -> Value {
+pub(crate) fn plain<T: serde::Serialize>(value: &T) -> Value {
     serde_json::to_value(value).expect("plans and metadata are plain data")
 }
 
 /// The first place where two values differ: its path, and what each has there.
-fn first_difference(table: &Value, job: &Value) -> Option<(String, String, String)> {
+pub(crate) fn first_difference(table: &Value, job: &Value) -> Option<(String, String, String)> {
     let below = |key: String, table: &Value, job: &Value| {
         first_difference(table, job).map(|(path, table, job)| {
             let path = if path.is_empty() { key } else { format!("{key}.{path}") };

@@ -40,27 +40,31 @@
 //! # }
 //! ```
 //!
-//! A [`Draft`] is a job before it touches its dataset: what a dry run shows. A [`Monitor`] shows a
-//! run to Prometheus; its progress callback reports to it.
+//! A [`Draft`] is a job before it touches its dataset: what a dry run shows. A [`Watch`] follows a
+//! source that grows. A [`Monitor`] shows a run to Prometheus; its progress callback reports to it.
 
+mod arrivals;
 mod config;
 mod encoder;
 mod error;
 mod estimate;
 mod job;
+mod ledger;
 mod monitor;
 mod pipeline;
 mod plan;
 mod skips;
 mod stats;
 mod status;
+mod watch;
 
-pub use config::EncodeConfig;
+pub use config::{EncodeConfig, WatchConfig};
 pub use error::{EncodeError, Result};
 pub use estimate::Estimate;
 pub use job::{Draft, Job};
 pub use monitor::Monitor;
 pub use plan::{Permutation, Plan};
 pub use skips::SkipRecord;
-pub use stats::{EncodeStats, StageTimes};
+pub use stats::{EncodeStats, Latencies, StageTimes};
 pub use status::Status;
+pub use watch::Watch;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::stats::{EncodeStats, StageTimes};
+use crate::stats::{EncodeStats, Latencies, StageTimes};
 
 /// Bytes of a request that are looked at.
 const REQUEST_BYTES_MAX: usize = 4096;
@@ -143,38 +143,51 @@ fn metrics(stats: &EncodeStats) -> String {
     let queues = [("batches", stats.batches_queued), ("rows", stats.rows_queued)]
         .map(|(queue, length)| (format!("{{queue=\"{queue}\"}}"), length as f64));
 
-    family(
-        "rows_assigned",
-        "gauge",
-        "Rows this worker is to write.",
-        &one(stats.rows_assigned as f64),
-    );
-    family("rows_total", "counter", "Rows encoded.", &one(stats.rows_encoded as f64));
-    family("bytes_total", "counter", "Bytes of levels encoded.", &one(stats.bytes_encoded as f64));
-    family("rows_committed_total", "counter", "Rows committed.", &one(stats.rows_committed as f64));
-    family(
-        "shards_present",
-        "gauge",
-        "Assigned shards found committed.",
-        &one(stats.shards_present as f64),
-    );
-    family(
-        "shards_committed_total",
-        "counter",
-        "Shards committed.",
-        &one(stats.shards_committed as f64),
-    );
-    family(
-        "commit_seconds_total",
-        "counter",
-        "Seconds spent in commits.",
-        &one(stats.commit_seconds),
-    );
+    let occupancy = [("read", stats.read), ("encode", stats.encode), ("write", stats.write)]
+        .map(|(stage, times)| (format!("{{stage=\"{stage}\"}}"), times.occupancy()));
+    let gauges = [
+        ("rows_assigned", "Rows this worker is to write.", stats.rows_assigned),
+        ("shards_assigned", "Shards this worker is to write.", stats.shards_assigned),
+        ("shards_present", "Assigned shards found committed.", stats.shards_present),
+        ("images_pending", "Images whose shard is not closed yet.", stats.images_pending),
+        ("images_unlabelled", "Images left out, of no known class.", stats.images_unlabelled),
+    ];
+    let counters = [
+        ("rows_total", "Rows (views of images) encoded.", stats.rows_encoded),
+        ("bytes_total", "Bytes of levels encoded.", stats.bytes_encoded),
+        ("rows_committed_total", "Rows committed.", stats.rows_committed),
+        ("shards_committed_total", "Shards committed.", stats.shards_committed),
+        ("polls_total", "Looks at the watched source.", stats.polls),
+        ("polls_failed_total", "Looks that failed.", stats.polls_failed),
+    ];
+    for (name, help, value) in gauges {
+        family(name, "gauge", help, &one(value as f64));
+    }
+    for (name, help, value) in counters {
+        family(name, "counter", help, &one(value as f64));
+    }
     family("skipped_total", "counter", "Images skipped, by reason.", &skips);
     family("stage_seconds_total", "counter", "Seconds of each stage, by state.", &stages);
+    family("stage_occupancy", "gauge", "Share of its time that a stage worked.", &occupancy);
     family("queue_length", "gauge", "Batches waiting between stages.", &queues);
     family("seconds", "gauge", "Seconds since the run began.", &one(stats.seconds));
+    commit_latencies(&mut text, &stats.commits);
     text
+}
+
+/// The commits' latencies as a Prometheus histogram, whose buckets are cumulative.
+fn commit_latencies(text: &mut String, commits: &Latencies) {
+    const NAME: &str = "lapflow_encode_commit_seconds";
+    let mut below = 0;
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "# HELP {NAME} Seconds a commit took.\n# TYPE {NAME} histogram");
+    for (bound, count) in Latencies::BOUNDS.iter().zip(commits.counts) {
+        below += count;
+        let _ = writeln!(text, "{NAME}_bucket{{le=\"{bound}\"}} {below}");
+    }
+    let Latencies { count, seconds, .. } = commits;
+    let _ = writeln!(text, "{NAME}_bucket{{le=\"+Inf\"}} {count}");
+    let _ = writeln!(text, "{NAME}_sum {seconds}\n{NAME}_count {count}");
 }
 
 #[cfg(test)]
@@ -195,13 +208,27 @@ mod tests {
         let monitor = Monitor::bind("127.0.0.1:0", Duration::from_secs(60)).unwrap();
         let read = StageTimes { busy: 1.5, ..StageTimes::default() };
         let skipped = [("truncated".to_owned(), 3)].into();
-        monitor.report(&EncodeStats { rows_encoded: 7, read, skipped, ..EncodeStats::default() });
+        let mut commits = Latencies::default();
+        [0.02, 0.5, 99.0].into_iter().for_each(|seconds| commits.add(seconds));
+        monitor.report(&EncodeStats {
+            rows_encoded: 7,
+            read,
+            skipped,
+            commits,
+            ..EncodeStats::default()
+        });
         let (status, body) = get(&monitor, "GET /metrics");
         assert_eq!(status, "HTTP/1.1 200 OK");
         for line in [
             "lapflow_encode_rows_total 7",
             "lapflow_encode_skipped_total{reason=\"truncated\"} 3",
             "lapflow_encode_stage_seconds_total{stage=\"read\",state=\"busy\"} 1.5",
+            "lapflow_encode_stage_occupancy{stage=\"read\"} 1",
+            "lapflow_encode_commit_seconds_bucket{le=\"0.03\"} 1",
+            "lapflow_encode_commit_seconds_bucket{le=\"1\"} 2",
+            "lapflow_encode_commit_seconds_bucket{le=\"30\"} 2",
+            "lapflow_encode_commit_seconds_bucket{le=\"+Inf\"} 3",
+            "lapflow_encode_commit_seconds_count 3",
         ] {
             assert!(body.lines().any(|found| found == line), "no '{line}' in:\n{body}");
         }

@@ -7,33 +7,52 @@
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use lapflow_ingest::Outcome;
-use lapflow_store::{Commit, Dataset, Row, ShardWriter, Worker};
+use futures::{Stream, StreamExt};
+use lapflow_ingest::{Outcome, Source};
+use lapflow_store::{Commit, Dataset, Row, ShardWriter};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::timeout;
 
+use crate::config::EncodeConfig;
 use crate::encoder::{Encoder, PixelBatch};
 use crate::error::Result;
-use crate::job::Job;
 use crate::skips::{self, SkipRecord};
 use crate::stats::{EncodeStats, Lap, StageClock};
 
-/// What travels between stages: a part of a shard, or its end.
-enum Step<T> {
-    Part { shard: u64, part: T },
-    End { shard: u64, skips: Vec<SkipRecord> },
+/// How long the writing stage waits for rows before it looks whether there is something to report.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// A shard to be made.
+pub(crate) struct Work {
+    /// The name under which it is committed.
+    pub shard: String,
+    pub source: Arc<Source>,
+    /// Positions in the source's listing.
+    pub order: Vec<usize>,
+    /// Images of the shard that are known not to be there.
+    pub skips: Vec<SkipRecord>,
 }
 
+/// What travels between stages: a part of a shard, or its end.
+enum Step<T> {
+    Part { shard: Arc<str>, part: T },
+    End { shard: Arc<str>, skips: Vec<SkipRecord> },
+}
+
+/// Whether a skip was one too many, judged from the figures so far.
+pub(crate) type SkipLimit<'a> = &'a (dyn Fn(&EncodeStats, &SkipRecord) -> Result<()> + Sync);
+
 /// A run under way.
-struct Run<'a> {
-    job: &'a Job,
-    stop: &'a AtomicBool,
-    start: Instant,
-    /// Images skipped in the shards that were committed when the run began.
-    skipped_before: u64,
-    stats: Arc<Mutex<EncodeStats>>,
+pub(crate) struct Run<'a> {
+    pub dataset: &'a Dataset,
+    pub encoder: &'a Arc<Encoder>,
+    pub config: &'a EncodeConfig,
+    pub stop: &'a AtomicBool,
+    pub skip_limit: SkipLimit<'a>,
+    pub start: Instant,
+    pub stats: Arc<Mutex<EncodeStats>>,
 }
 
 /// The reading stage's side of the queue to the device.
@@ -42,63 +61,45 @@ struct Output {
     clock: StageClock,
 }
 
-pub(crate) async fn run(
-    job: &Job,
-    worker: Worker,
-    stop: &AtomicBool,
-    progress: &mut (dyn FnMut(&EncodeStats) + Send),
-) -> Result<EncodeStats> {
-    let dataset = job.dataset.refresh().await?;
-    let skipped_before = job.skips(&dataset);
-    let run = Run { job, stop, start: Instant::now(), skipped_before, stats: Arc::default() };
-    let shards = run.assign(worker, &dataset);
-    let (batches, batches_in) = channel(job.config.queue_batches_max);
-    let (rows, rows_in) = channel(job.config.queue_batches_max);
-    let (encoder, stats) = (Arc::clone(&job.encoder), Arc::clone(&run.stats));
-    let device = tokio::task::spawn_blocking(move || encode(&encoder, batches_in, &rows, &stats));
-    let (read, encoded, written) =
-        tokio::join!(run.read(shards, batches), device, run.write(rows_in, progress));
-    // The stage that failed closed its queues, and the others ended early without an error.
-    encoded.expect("the encoding stage is neither cancelled nor panics")?;
-    written?;
-    read?;
-    let dataset = job.dataset.refresh().await?;
-    let skipped = job.skips(&dataset);
-    if skipped > job.skips_max() {
-        let last = format!("they are listed beside the table, in {}", skips::FOLDER);
-        return Err(job.too_many_skips(skipped, last));
-    }
-    let mut stats = run.stats();
-    stats.seconds = run.start.elapsed().as_secs_f64();
-    Ok(stats.clone())
-}
-
 impl Run<'_> {
-    fn stats(&self) -> MutexGuard<'_, EncodeStats> {
+    /// Makes the shards that `works` yields, in turn, until it ends or the run is to stop.
+    pub(crate) async fn drive(
+        &self,
+        works: impl Stream<Item = Work> + Send,
+        progress: &mut (dyn FnMut(&EncodeStats) + Send),
+    ) -> Result<()> {
+        let (batches, batches_in) = channel(self.config.queue_batches_max);
+        let (rows, rows_in) = channel(self.config.queue_batches_max);
+        let (encoder, stats) = (Arc::clone(self.encoder), Arc::clone(&self.stats));
+        let device =
+            tokio::task::spawn_blocking(move || encode(&encoder, batches_in, &rows, &stats));
+        let (read, encoded, written) =
+            tokio::join!(self.read(works, batches), device, self.write(rows_in, progress));
+        // The stage that failed closed its queues, and the others ended early without an error.
+        encoded.expect("the encoding stage is neither cancelled nor panics")?;
+        written?;
+        read?;
+        self.stats().seconds = self.start.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    pub(crate) fn stats(&self) -> MutexGuard<'_, EncodeStats> {
         lock(&self.stats)
     }
 
-    /// The shards that fall to `worker` and were not committed when the run began.
-    fn assign(&self, worker: Worker, dataset: &Dataset) -> Vec<u64> {
-        let plan = &self.job.plan;
-        let missing = plan.missing(dataset);
-        let assigned: Vec<u64> = plan.shards_of(worker.index, worker.count).collect();
-        let todo: Vec<u64> =
-            assigned.iter().copied().filter(|shard| missing.binary_search(shard).is_ok()).collect();
-        let mut stats = self.stats();
-        stats.shards_assigned = assigned.len() as u64;
-        stats.shards_present = (assigned.len() - todo.len()) as u64;
-        stats.rows_assigned = todo.iter().map(|&shard| plan.shard_images(shard) * plan.views).sum();
-        todo
-    }
-
     /// Reads shard after shard until there are no more, or the run is to stop.
-    async fn read(&self, shards: Vec<u64>, batches: Sender<Step<PixelBatch>>) -> Result<()> {
+    async fn read(
+        &self,
+        works: impl Stream<Item = Work> + Send,
+        batches: Sender<Step<PixelBatch>>,
+    ) -> Result<()> {
         let mut output = Output { batches, clock: StageClock::start() };
-        for shard in shards {
-            if self.job.dataset.is_committed(&self.job.plan.shard_name(shard)).await? {
+        let mut works = pin!(works);
+        while let Some(work) = works.next().await {
+            self.stats().read = output.clock.lap(Lap::Starved);
+            if self.dataset.is_committed(&work.shard).await? {
                 self.stats().shards_present += 1;
-            } else if !self.read_shard(shard, &mut output).await? {
+            } else if !self.read_shard(work, &mut output).await? {
                 break;
             }
         }
@@ -106,13 +107,17 @@ impl Run<'_> {
     }
 
     /// Reads one shard; whether to go on with the next.
-    async fn read_shard(&self, shard: u64, output: &mut Output) -> Result<bool> {
+    async fn read_shard(&self, work: Work, output: &mut Output) -> Result<bool> {
+        let shard: Arc<str> = work.shard.into();
         let mut skips = Vec::new();
+        for skip in work.skips {
+            skips.push(self.count_skip(skip)?);
+        }
         let mut batch = PixelBatch::default();
-        let mut outcomes = pin!(self.job.source.stream(self.job.permutation.shard(shard)));
+        let mut outcomes = pin!(work.source.stream(work.order));
         while let Some(outcome) = outcomes.next().await {
             if self.stop.load(Ordering::Relaxed) {
-                tracing::info!(shard, "asked to stop, shard abandoned");
+                tracing::info!(%shard, "asked to stop, shard abandoned");
                 self.stats().stopped = true;
                 return Ok(false);
             }
@@ -120,15 +125,18 @@ impl Run<'_> {
                 Outcome::Image(item) => batch.push(item),
                 Outcome::Skip(skip) => skips.push(self.count_skip(skip.into())?),
             }
-            if batch.len() == self.job.config.batch {
-                let part = std::mem::take(&mut batch);
+            if batch.len() == self.config.batch {
+                let (shard, part) = (Arc::clone(&shard), std::mem::take(&mut batch));
                 if !self.pass_on(Step::Part { shard, part }, output).await {
                     return Ok(false);
                 }
             }
         }
-        if batch.len() > 0 && !self.pass_on(Step::Part { shard, part: batch }, output).await {
-            return Ok(false);
+        if batch.len() > 0 {
+            let step = Step::Part { shard: Arc::clone(&shard), part: batch };
+            if !self.pass_on(step, output).await {
+                return Ok(false);
+            }
         }
         Ok(self.pass_on(Step::End { shard, skips }, output).await)
     }
@@ -146,11 +154,7 @@ impl Run<'_> {
     fn count_skip(&self, skip: SkipRecord) -> Result<SkipRecord> {
         let mut stats = self.stats();
         *stats.skipped.entry(skip.reason.clone()).or_default() += 1;
-        let skipped = self.skipped_before + stats.skips();
-        if skipped > self.job.skips_max() {
-            let last = format!("the last: {}: {}", skip.key, skip.message);
-            return Err(self.job.too_many_skips(skipped, last));
-        }
+        (self.skip_limit)(&stats, &skip)?;
         Ok(skip)
     }
 
@@ -162,48 +166,61 @@ impl Run<'_> {
     ) -> Result<()> {
         let mut clock = StageClock::start();
         let mut open: Option<ShardWriter> = None;
-        while let Some(step) = rows_in.recv().await {
+        let mut idle_polls = 0;
+        loop {
+            let received = timeout(REPORT_EVERY, rows_in.recv()).await;
             clock.lap(Lap::Starved);
-            let (Step::Part { shard, .. } | Step::End { shard, .. }) = &step;
-            let name = self.job.plan.shard_name(*shard);
-            let mut writer = match open.take() {
-                Some(writer) => writer,
-                None => self.job.dataset.shard(&name).await?,
-            };
-            match step {
-                Step::Part { part, .. } => {
-                    self.count_rows(part.len() as u64);
-                    for row in part {
-                        writer.push(row).await?;
-                    }
-                    open = Some(writer);
-                }
-                Step::End { skips, .. } => self.commit(&name, writer, &skips).await?,
+            match received {
+                Ok(None) => return Ok(()),
+                Ok(Some(step)) => self.write_step(step, &mut open).await?,
+                // Silence, unless the source was looked at meanwhile and there was nothing to do.
+                Err(_) if self.stats().idle_polls == idle_polls => continue,
+                Err(_) => {}
             }
             let snapshot = {
                 let mut stats = self.stats();
                 stats.write = clock.lap(Lap::Busy);
                 stats.seconds = self.start.elapsed().as_secs_f64();
+                idle_polls = stats.idle_polls;
                 stats.clone()
             };
             progress(&snapshot);
         }
-        Ok(())
+    }
+
+    async fn write_step(&self, step: Step<Vec<Row>>, open: &mut Option<ShardWriter>) -> Result<()> {
+        let (Step::Part { shard, .. } | Step::End { shard, .. }) = &step;
+        let shard = Arc::clone(shard);
+        let mut writer = match open.take() {
+            Some(writer) => writer,
+            None => self.dataset.shard(&shard).await?,
+        };
+        match step {
+            Step::Part { part, .. } => {
+                self.count_rows(part.len() as u64);
+                for row in part {
+                    writer.push(row).await?;
+                }
+                *open = Some(writer);
+                Ok(())
+            }
+            Step::End { skips, .. } => self.commit(&shard, writer, &skips).await,
+        }
     }
 
     fn count_rows(&self, rows: u64) {
         let mut stats = self.stats();
         stats.rows_encoded += rows;
-        stats.bytes_encoded += rows * self.job.dataset.metadata().sample_bytes() as u64;
+        stats.bytes_encoded += rows * self.dataset.metadata().sample_bytes() as u64;
     }
 
     async fn commit(&self, shard: &str, writer: ShardWriter, skips: &[SkipRecord]) -> Result<()> {
         let (rows, start) = (writer.rows(), Instant::now());
-        skips::write(&self.job.dataset, shard, skips).await?;
+        skips::write(self.dataset, shard, skips).await?;
         let commit = writer.commit().await?;
         tracing::info!(shard, rows, skipped = skips.len(), ?commit, "shard written");
         let mut stats = self.stats();
-        stats.commit_seconds += start.elapsed().as_secs_f64();
+        stats.commits.add(start.elapsed().as_secs_f64());
         match commit {
             Commit::Done { .. } => {
                 stats.shards_committed += 1;

@@ -22,14 +22,24 @@ pub struct EncodeStats {
     pub bytes_encoded: u64,
     /// Rows of the shards this run committed.
     pub rows_committed: u64,
-    /// Seconds spent in commits: the last of a shard's upload, and the table's log.
-    pub commit_seconds: f64,
+    /// How long commits took: the last of a shard's upload, and the table's log.
+    pub commits: Latencies,
     /// Batches that waited for the device when the last one was queued.
     pub batches_queued: u64,
     /// Batches of rows that waited for the writer when the last one was queued.
     pub rows_queued: u64,
     /// Images skipped, by reason.
     pub skipped: BTreeMap<String, u64>,
+    /// Images of a watched source that wait for their shard to be closed.
+    pub images_pending: u64,
+    /// Images of a watched source that belong to no known class, and so to no shard.
+    pub images_unlabelled: u64,
+    /// Times that a watched source was looked at.
+    pub polls: u64,
+    /// Those that failed, for instance because its store did not answer.
+    pub polls_failed: u64,
+    /// Those after which there was nothing to do.
+    pub idle_polls: u64,
     /// Whether the run was asked to stop before it was done.
     pub stopped: bool,
     /// Seconds since the run began.
@@ -46,6 +56,33 @@ impl EncodeStats {
     /// Images skipped, for whatever reason.
     pub fn skips(&self) -> u64 {
         self.skipped.values().sum()
+    }
+}
+
+/// Bounds between which latencies are counted.
+const LATENCY_BOUNDS: usize = 8;
+
+/// How often something took how long.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Latencies {
+    /// How many took at most [`Latencies::BOUNDS`] seconds, and no less than the bound before.
+    pub counts: [u64; LATENCY_BOUNDS],
+    /// How many there were.
+    pub count: u64,
+    /// Their seconds together.
+    pub seconds: f64,
+}
+
+impl Latencies {
+    /// Upper bounds, in seconds.
+    pub const BOUNDS: [f64; LATENCY_BOUNDS] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
+
+    pub(crate) fn add(&mut self, seconds: f64) {
+        if let Some(bucket) = Self::BOUNDS.iter().position(|&bound| seconds <= bound) {
+            self.counts[bucket] += 1;
+        }
+        self.count += 1;
+        self.seconds += seconds;
     }
 }
 

@@ -1,9 +1,12 @@
 //! How far a job is, from the table and the plan beside it alone.
 
+use std::collections::HashMap;
+
 use lapflow_store::Dataset;
 
 use crate::error::{EncodeError, Result};
 use crate::job::{PLAN_FILE, read_plan};
+use crate::ledger;
 use crate::plan::Plan;
 use crate::skips::{self, SkipRecord};
 
@@ -16,6 +19,8 @@ pub struct Status {
     pub missing: Vec<u64>,
     /// Rows committed.
     pub rows: u64,
+    /// Shards of a watched source that were closed and are not committed yet, by name.
+    pub open: Vec<String>,
     /// Images skipped in the committed shards: exact, from the commits alone.
     pub skips: u64,
     /// Who was skipped and why.
@@ -34,10 +39,21 @@ impl Status {
             uri: dataset.uri().to_owned(),
             reason: format!("there is no {PLAN_FILE}, so it was not made by an encode job"),
         })?;
+        let rows: HashMap<&str, u64> =
+            dataset.shards().map(|shard| (shard.shard.as_str(), shard.rows())).collect();
+        let mut skips = plan.skips(&dataset);
+        let mut open = Vec::new();
+        for segment in ledger::segments(&dataset).await? {
+            match rows.get(segment.shard_name().as_str()) {
+                Some(rows) => skips += segment.images().saturating_sub(rows / plan.views),
+                None => open.push(segment.shard_name()),
+            }
+        }
         Ok(Self {
             missing: plan.missing(&dataset),
+            open,
             rows: dataset.rows(),
-            skips: plan.skips(&dataset),
+            skips,
             skipped: skips::read(&dataset).await?,
             plan,
         })

@@ -11,11 +11,12 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Fixture, rows, work};
+use common::{Fixture, by_source, rows, watch, work};
 use lapflow_encode::Status;
 
 const BUCKET: &str = "lapflow";
 const URI: &str = "s3://lapflow/sets/latents";
+const WATCHED_URI: &str = "s3://lapflow/sets/watched";
 
 #[tokio::main]
 async fn main() {
@@ -26,6 +27,11 @@ async fn main() {
             assert!(rows(left).await == rows(right).await, "{left} and {right} differ");
             let status = Status::read(left).await.unwrap();
             assert_eq!((status.missing.len(), status.skips, status.skipped.len()), (0, 6, 6));
+        }
+        ["watch", images, uri] => watch(images, uri).await,
+        ["compare-watched", watched, planned] => {
+            let (watched, planned) = (rows(watched).await, rows(planned).await);
+            assert!(by_source(&watched) == by_source(&planned), "a watcher made other rows");
         }
         ["--list", ..] => println!("object_store: test"),
         _ => match Server::start() {
@@ -54,6 +60,13 @@ fn run(server: &Server) {
     let workers = ["0/3", "1/3", "2/3", "0/1"].map(start);
     assert!(workers.into_iter().all(|mut worker| worker.wait().unwrap().success()));
     assert!(server.part(&["compare", URI, &local]).wait().unwrap().success());
+
+    let mut watcher = server.part(&["watch", images, WATCHED_URI]);
+    std::thread::sleep(Duration::from_millis(500));
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+    assert!(server.part(&["watch", images, WATCHED_URI]).wait().unwrap().success());
+    assert!(server.part(&["compare-watched", WATCHED_URI, &local]).wait().unwrap().success());
     println!("on {URI}: the same rows as on disk after {kills} kills and 4 workers at once");
 }
 

@@ -60,5 +60,5 @@ pub use error::{IngestError, Result};
 pub use export::{Exported, export};
 pub use image::RgbImage;
 pub use skip::{Skip, SkipReason};
-pub use source::{Entry, Source};
+pub use source::{Entry, Opened, Pick, Piece, Source, Survey};
 pub use stream::{Item, Outcome};

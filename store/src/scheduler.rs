@@ -41,19 +41,11 @@ impl Worker {
     pub fn detect(flag: Option<Worker>, lookup: Lookup) -> Result<Assignment> {
         let named = lookup(SHARD).map(|text| text.parse::<Self>()).transpose()?;
         let explicit = [(flag, "--shard"), (named, SHARD)];
-        let schedulers = [
-            (slurm(lookup)?, "Slurm"),
-            (kubernetes(lookup)?, "JOB_COMPLETION_INDEX"),
-            (pair(lookup, "RANK", "WORLD_SIZE")?, "RANK"),
-            (pair(lookup, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")?, "OMPI_COMM_WORLD_RANK"),
-        ];
         let found = match agree(&explicit)? {
             Some(found) => found,
-            None => agree(
-                &schedulers
-                    .map(|(worker, origin)| (worker.filter(|worker| worker.count > 1), origin)),
-            )?
-            .unwrap_or(Assignment { worker: Self::ALONE, origin: "no scheduler" }),
+            // Asked only now: with a share given by name, half an answer does not matter.
+            None => scheduled(lookup)?
+                .unwrap_or(Assignment { worker: Self::ALONE, origin: "no scheduler" }),
         };
         tracing::info!(worker = %found.worker, origin = found.origin, "share of the work");
         Ok(found)
@@ -66,6 +58,17 @@ pub fn cores(lookup: Lookup) -> usize {
     let granted = std::thread::available_parallelism().map_or(1, usize::from);
     let promised = lookup("SLURM_CPUS_PER_TASK").and_then(|text| text.parse().ok());
     promised.map_or(granted, |promised: usize| granted.min(promised.max(1)))
+}
+
+/// The share that the schedulers name, those that started a single process left out.
+fn scheduled(lookup: Lookup) -> Result<Option<Assignment>> {
+    let schedulers = [
+        (slurm(lookup)?, "Slurm"),
+        (kubernetes(lookup)?, "JOB_COMPLETION_INDEX"),
+        (pair(lookup, "RANK", "WORLD_SIZE")?, "RANK"),
+        (pair(lookup, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")?, "OMPI_COMM_WORLD_RANK"),
+    ];
+    agree(&schedulers.map(|(worker, origin)| (worker.filter(|worker| worker.count > 1), origin)))
 }
 
 /// The share that all of `claims` name, if any does.
@@ -228,6 +231,15 @@ mod tests {
             error,
             "--shard says this is worker 1/8, LAPFLOW_SHARD says 1/9: say --shard i/N"
         );
+    }
+
+    /// As in the examples of deploy/: the index is the scheduler's, the count a variable of ours.
+    #[test]
+    fn with_an_explicit_share_half_an_answer_of_a_scheduler_does_not_matter() {
+        let pod = [("JOB_COMPLETION_INDEX", "5")];
+        assert_eq!(detect(Some("5/16"), &pod), found("5/16", "--shard"));
+        let repeated = array("7", "3", "7", "2", "1");
+        assert_eq!(detect(Some("7/10"), &repeated), found("7/10", "--shard"));
     }
 
     #[test]

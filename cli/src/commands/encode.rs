@@ -4,11 +4,12 @@ use super::Context;
 use crate::config::{Config, ConfigArgs};
 use crate::progress::Progress;
 use anyhow::{Context as _, Result, bail};
-use lapflow_encode::{Draft, EncodeStats, Estimate, Monitor, Status};
+use lapflow_encode::{Draft, EncodeStats, Estimate, Monitor, Status, Watch};
+use lapflow_ingest::IngestConfig;
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_store::{Worker, cores};
 use serde_json::json;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use std::time::Duration;
 const ESTIMATE_IMAGES: u64 = 16;
 /// Silence after which `/healthz` fails: a batch on a slow CPU takes less.
 const STALLED_AFTER: Duration = Duration::from_secs(900);
+
+/// Where a watcher serves its figures unless told otherwise.
+const METRICS_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 
 /// Arguments of `lapflow encode`.
 #[derive(clap::Args)]
@@ -31,7 +35,10 @@ pub struct Args {
     /// Show which shards are not committed yet, encode nothing
     #[arg(long, conflicts_with = "dry_run")]
     missing: bool,
-    /// Serve /metrics and /healthz while encoding, e.g. at 127.0.0.1:9464
+    /// Go on after what is there: follow the source and encode what appears in it
+    #[arg(long, conflicts_with_all = ["dry_run", "missing"])]
+    watch: bool,
+    /// Serve /metrics and /healthz while encoding; with --watch at 127.0.0.1:9464 by default
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
 }
@@ -47,13 +54,19 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     let found = Worker::detect(args.shard, &environment)?;
     eprintln!("encode: part {} of the shards ({})", found.worker, found.origin);
-    let monitor = match args.metrics {
+    let monitor = match args.metrics.or(args.watch.then_some(METRICS_ADDRESS)) {
         Some(address) => Some(
             Monitor::bind(address, STALLED_AFTER)
                 .with_context(|| format!("--metrics {address}"))?,
         ),
         None => None,
     };
+    if let Some(monitor) = &monitor {
+        eprintln!("encode: http://{}/metrics and /healthz", monitor.address());
+    }
+    if args.watch {
+        return watch(&config, found.worker, monitor.as_ref(), context);
+    }
     let stats = encode_shown(&config, found.worker, monitor.as_ref(), context)?;
     if context.json {
         println!("{}", serde_json::to_string(&stats)?);
@@ -109,13 +122,58 @@ fn encode_shown(
     })
 }
 
+/// Follows the source until it is asked to stop, which is no failure.
+fn watch(
+    config: &Config,
+    worker: Worker,
+    monitor: Option<&Monitor>,
+    context: &Context,
+) -> Result<()> {
+    let data = &config.data;
+    let stats = context.runtime.block_on(async {
+        let (ingest, device) = (ingest(config), &context.device);
+        let autoencoder = Arc::new(Autoencoder::open(&config.autoencoder, device)?);
+        let watch = Watch::open(&ingest, &data.encode, autoencoder, device, &data.dataset).await?;
+        eprintln!("encode: watching {} into {}", ingest.source, watch.dataset().uri());
+        let mut shown = (0, 0);
+        let mut report = |stats: &EncodeStats| {
+            let done = (stats.shards_committed, stats.skips());
+            if done != shown {
+                shown = done;
+                let (rows, pending) = (stats.rows_committed, stats.images_pending);
+                let (shards, skips) = done;
+                eprintln!(
+                    "encode: {shards} shards, {rows} rows committed, {skips} images skipped, \
+                     {pending} waiting"
+                );
+            }
+            if let Some(monitor) = monitor {
+                monitor.report(stats);
+            }
+        };
+        Ok::<_, anyhow::Error>(watch.run(worker, &context.stop, &mut report).await?)
+    })?;
+    match context.json {
+        true => println!("{}", serde_json::to_string(&stats)?),
+        false => println!("{}", data.dataset),
+    }
+    eprintln!("encode: stopped; the same command goes on where it was");
+    Ok(())
+}
+
 async fn draft(config: &Config, context: &Context) -> Result<Draft> {
     let autoencoder = Arc::new(Autoencoder::open(&config.autoencoder, &context.device)?);
+    let ingest = ingest(config);
+    Ok(Draft::open(&ingest, &config.data.encode, autoencoder, &context.device).await?)
+}
+
+/// The ingest configuration with the number of threads decided.
+fn ingest(config: &Config) -> IngestConfig {
     let mut ingest = config.data.ingest.clone();
     if ingest.threads == 0 {
         ingest.threads = cores(&environment);
     }
-    Ok(Draft::open(&ingest, &config.data.encode, autoencoder, &context.device).await?)
+    ingest
 }
 
 fn environment(name: &str) -> Option<String> {
@@ -127,12 +185,19 @@ fn missing(config: &Config, context: &Context) -> Result<()> {
     let (array, shards) = (status.array_expression(), status.plan.shards);
     if context.json {
         let (missing, rows, skips) = (&status.missing, status.rows, status.skips);
-        println!("{}", json!({ "missing": missing, "array": array, "rows": rows, "skips": skips }));
+        let open = &status.open;
+        let all = json!({
+            "missing": missing, "array": array, "open": open, "rows": rows, "skips": skips
+        });
+        println!("{all}");
         return Ok(());
     }
     println!("missing   {} of {shards} shards", status.missing.len());
     if !array.is_empty() {
         println!("array     --array={array} with --shard i/{shards}");
+    }
+    if !status.open.is_empty() {
+        println!("watched   {} shards are closed and not committed yet", status.open.len());
     }
     println!("rows      {}, {} images skipped", status.rows, status.skips);
     Ok(())

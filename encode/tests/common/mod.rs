@@ -4,11 +4,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 use futures::TryStreamExt;
-use lapflow_encode::{EncodeConfig, EncodeError, EncodeStats, Job};
+use lapflow_encode::{EncodeConfig, EncodeError, EncodeStats, Job, Watch};
 use lapflow_ingest::IngestConfig;
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_store::{Dataset, Row, Worker};
@@ -85,6 +85,13 @@ pub async fn rows(uri: &str) -> Vec<Row> {
     rows
 }
 
+/// What of a row does not depend on when its image arrived.
+pub fn by_source(rows: &[Row]) -> Vec<Row> {
+    let mut rows: Vec<Row> = rows.iter().map(|row| Row { id: 0, ..row.clone() }).collect();
+    rows.sort_by(|left, right| left.source.cmp(&right.source));
+    rows
+}
+
 /// Runs the fixtures' job over `images` as one worker.
 pub async fn work(images: &str, uri: &str, worker: Worker) {
     let Fixture { mut ingest, encode, .. } = Fixture::new(0, 0);
@@ -92,4 +99,21 @@ pub async fn work(images: &str, uri: &str, worker: Worker) {
     let autoencoder = Arc::new(Autoencoder::Pixel);
     let job = Job::open(&ingest, &encode, autoencoder, &Device::Cpu, uri).await.unwrap();
     job.run(worker, &AtomicBool::new(false), &mut |_| {}).await.unwrap();
+}
+
+/// Watches `images` with the fixtures' configuration until there has been nothing to do for a
+/// while.
+pub async fn watch(images: &str, uri: &str) {
+    let Fixture { mut ingest, mut encode, .. } = Fixture::new(0, 0);
+    ingest.source = images.to_owned();
+    let config = &mut encode.watch;
+    (config.poll_seconds, config.settle_seconds, config.age_seconds) = (0.01, 0.0, 0.03);
+    config.classes = ["ash", "birch", "cedar"].map(str::to_owned).to_vec();
+    let autoencoder = Arc::new(Autoencoder::Pixel);
+    let watch = Watch::open(&ingest, &encode, autoencoder, &Device::Cpu, uri).await.unwrap();
+    let stop = AtomicBool::new(false);
+    let mut report = |stats: &EncodeStats| {
+        stop.store(stats.idle_polls > 20 && stats.images_pending == 0, Ordering::Relaxed);
+    };
+    watch.run(Worker::ALONE, &stop, &mut report).await.unwrap();
 }

@@ -9,6 +9,7 @@ mod lmdb;
 mod parquet;
 mod read;
 mod store;
+mod survey;
 mod tar;
 mod zip;
 
@@ -31,6 +32,8 @@ use crate::budget::Budget;
 use crate::config::IngestConfig;
 use crate::decode::Limits;
 use crate::error::{IngestError, Result};
+
+pub use self::survey::{Opened, Pick, Piece, Survey};
 
 /// An opened source: its sorted listing, and the threads that decode its images.
 ///
@@ -152,7 +155,7 @@ impl Source {
     }
 
     fn open_blocking(config: IngestConfig) -> Result<Self> {
-        let mut listing = if store::is_remote(&config.source) {
+        let listing = if store::is_remote(&config.source) {
             list_remote(&config.source, &config)?
         } else {
             list_local(Path::new(&config.source), config.entries_max)?
@@ -160,6 +163,11 @@ impl Source {
         if listing.images.is_empty() {
             return Err(IngestError::source(&config.source, "it holds no images"));
         }
+        Self::from_listing(config, listing)
+    }
+
+    /// Labels and numbers what was found.
+    fn from_listing(config: IngestConfig, mut listing: Listing) -> Result<Self> {
         if let Some(path) = &config.labels {
             listing.labels = Some(labels::read(path)?);
         }
@@ -287,28 +295,35 @@ fn list_archive(archive: Blob, format: ArchiveFormat, entries_max: usize) -> Res
 fn list_archives(mut archives: Vec<(Blob, String)>, entries_max: usize) -> Result<Listing> {
     archives.sort_unstable_by(|(_, a), (_, b)| a.cmp(b));
     let mut listing = Listing::default();
-    for (number, (archive, prefix)) in (0..).zip(archives) {
-        let Some(format) = ArchiveFormat::of(&prefix) else { continue };
-        let found = format.list(&archive, number, entries_max)?;
+    for (archive, prefix) in archives {
+        listing.add_archive(archive, &prefix, entries_max)?;
+    }
+    Ok(listing)
+}
+
+impl Listing {
+    /// Adds the images of an archive under the name `prefix`, which leads their keys.
+    fn add_archive(&mut self, archive: Blob, prefix: &str, entries_max: usize) -> Result<()> {
+        let Some(format) = ArchiveFormat::of(prefix) else { return Ok(()) };
+        let found = format.list(&archive, self.archives.len() as u32, entries_max)?;
         if let Some(labels) = found.labels {
-            let all = listing.labels.get_or_insert_default();
+            let all = self.labels.get_or_insert_default();
             let by_key = labels.by_key.into_iter();
             all.by_key.extend(by_key.map(|(key, label)| (format!("{prefix}/{key}"), label)));
             if all.classes.len() < labels.classes.len() {
                 all.classes = labels.classes;
             }
         }
-        listing.images.extend(found.images.into_iter().map(|mut image| {
+        self.images.extend(found.images.into_iter().map(|mut image| {
             image.key = format!("{prefix}/{}", image.key);
             image
         }));
-        if listing.classes.len() < found.classes.len() {
-            listing.classes = found.classes;
+        if self.classes.len() < found.classes.len() {
+            self.classes = found.classes;
         }
-        listing.archives.push(archive);
-        check_count(&prefix, listing.images.len(), entries_max)?;
+        self.archives.push(archive);
+        check_count(&prefix, self.images.len(), entries_max)
     }
-    Ok(listing)
 }
 
 /// Gives every image its class; returns the classes' names.

@@ -172,7 +172,7 @@ fn local_pieces(root: &Path, entries_max: usize) -> Result<BTreeMap<String, (Pie
 
 fn remote_pieces(config: &IngestConfig) -> Result<BTreeMap<String, (Piece, Place)>> {
     let runtime = Handle::current();
-    let remote = Remote::open(&config.source)?;
+    let remote = Remote::open(&config.source, config)?;
     let found = runtime.block_on(remote.list(config.entries_max))?;
     let pieces = found.into_iter().filter_map(|found| {
         let (name, bytes) = (found.key, found.bytes);

@@ -65,7 +65,7 @@ fn a_run_killed_again_and_again_ends_as_one_that_was_not() {
     tokio::runtime::Runtime::new().unwrap().block_on(dataset(&data));
     let config = folder.path().join("config.toml");
     let text = format!(
-        "[data]\ndataset = '{}'\n[autoencoder]\nweights = 'pixel'\n[model]\nwidth = 64\n\
+        "[data]\nsource = 'images'\ndataset = '{}'\n[autoencoder]\nweights = 'pixel'\n[model]\nwidth = 64\n\
          depth = 2\nheads = 4\n[flow]\nlevels = 2\n[train]\nsteps = {STEPS}\nbatch = 8\n\
          accumulate = 2\nema_decay = 0.9\nema_decays = [0.99]\nwarmup_steps = 5\nlr = 1e-3\n\
          clip_norm = 1.0\nlog_every = 5\ncheckpoint_every = 3\nshuffle_window_rows = 16\n",

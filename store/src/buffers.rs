@@ -38,6 +38,13 @@ impl Buffer {
     }
 }
 
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        let length = bytes.len();
+        Self { bytes, length }
+    }
+}
+
 impl Drop for Buffer {
     fn drop(&mut self) {
         let mut retained = retained();

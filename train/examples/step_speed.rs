@@ -67,7 +67,7 @@ fn main() -> Result<(), Error> {
 /// A recipe whose seed draws `stages` for its first steps.
 fn alternating(path: &Path, stages: &[usize], batch: usize) -> Result<TrainConfig, Error> {
     let drawn = |config: &TrainConfig, step: usize| {
-        Loss { path, config, classes: CLASSES }.groups(step as u64, batch)[0].stage
+        Loss { flow: path, config, classes: CLASSES }.groups(step as u64, batch)[0].stage
     };
     (0..1 << 24)
         .map(|seed| TrainConfig { seed, batch, ..TrainConfig::default() })
@@ -92,7 +92,7 @@ async fn one_row(uri: &str) -> Result<Dataset, Error> {
             width: 256,
             height: 256,
             view: 0,
-            levels: row.levels.into_iter().map(|level| level.data).collect(),
+            levels: row.levels.into_iter().map(|level| level.data.to_vec()).collect(),
             logvar: None,
         })
         .await?;
@@ -108,7 +108,7 @@ fn random_batch(batch: usize) -> Batch {
     let level = |spec: LevelSpec| {
         let count = batch * spec.channels * spec.height * spec.width;
         let values: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin() * 1.4).collect();
-        LevelBatch { spec, dtype: Dtype::F32, data: Dtype::F32.encode(&values) }
+        LevelBatch { spec, dtype: Dtype::F32, data: Dtype::F32.encode(&values).into() }
     };
     Batch {
         ids: (0..batch as i64).collect(),

@@ -3,7 +3,7 @@
 use super::block::Block;
 use super::config::{Geometry, ModelConfig, Part};
 use super::embed::{Condition, patchify, positions, unpatchify};
-use super::layers::{Gradients, Linear, PerLevel};
+use super::layers::{Linear, PerLevel};
 use super::tape::Tape;
 use crate::error::{ModelError, Result};
 use crate::kernels::{TokenLayout, modulated_norm};
@@ -71,7 +71,7 @@ impl Transformer {
     /// Gradients of the blocks' parameters, by the tensor's id, from the backward passes since the
     /// last call; none unless [`Transformer::train_blocks`] was called.
     pub fn block_gradients(&self) -> Vec<(TensorId, Tensor)> {
-        self.tape.as_ref().map(Tape::take).unwrap_or_else(Gradients::new)
+        self.tape.as_ref().map(Tape::take).unwrap_or_default()
     }
 
     /// Velocities of the active levels.

@@ -101,7 +101,10 @@ impl Growing {
 }
 
 /// Levels and labels by source, which are the same however an image came in.
-fn by_source(rows: &[Row]) -> BTreeMap<(String, i8), (i32, Vec<Vec<u8>>)> {
+/// Label and levels of each source and view.
+type Contents = BTreeMap<(String, i8), (i32, Vec<Vec<u8>>)>;
+
+fn by_source(rows: &[Row]) -> Contents {
     let entry = |row: &Row| ((row.source.clone(), row.view), (row.label, row.levels.clone()));
     let map: BTreeMap<_, _> = rows.iter().map(entry).collect();
     assert_eq!(map.len(), rows.len(), "an image is there twice");

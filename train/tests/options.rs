@@ -34,7 +34,7 @@ async fn dataset(folder: &Path) -> Dataset {
         let heights: Vec<f32> = (0..4 * CHANNELS).map(|_| draw()).collect();
         let value = |i: usize| -> f32 {
             let (channel, x) = (i / (SIZE * SIZE), i % SIZE);
-            let sign = |width: usize| if (x >> width) % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = |width: usize| if (x >> width).is_multiple_of(2) { 1.0 } else { -1.0 };
             (0..4).map(|width| sign(width) * heights[4 * channel + width]).sum()
         };
         let values: Vec<f32> = (0..CHANNELS * SIZE * SIZE).map(value).collect();

@@ -100,8 +100,7 @@ impl Growing {
     }
 }
 
-/// Levels and labels by source, which are the same however an image came in.
-/// Label and levels of each source and view.
+/// Label and levels by source and view, which are the same however an image came in.
 type Contents = BTreeMap<(String, i8), (i32, Vec<Vec<u8>>)>;
 
 fn by_source(rows: &[Row]) -> Contents {

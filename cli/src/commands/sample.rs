@@ -38,7 +38,7 @@ pub struct Args {
     /// Steps of a fixed-step solver
     #[arg(long)]
     steps: Option<usize>,
-    /// Replace one value of [sample], e.g. rtol=1e-4, cfg_interval=[0.2,0.9] or diffusion=linear
+    /// Replace one value of the sample section, e.g. rtol=1e-4 or diffusion=linear
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Seed of the set

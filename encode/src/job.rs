@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use candle_core::Device;
 use futures::stream;
 use lapflow_ingest::{Crop, IngestConfig, Source};
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_store::{Dataset, Metadata, Posterior, StoreError, Worker};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::EncodeConfig;
@@ -90,17 +90,7 @@ impl Draft {
             Err(StoreError::Exists { .. }) => Dataset::open(uri).await?,
             created => created?,
         };
-        let differs = |(what, table, job)| EncodeError::Differs {
-            uri: dataset.uri().to_owned(),
-            what,
-            table,
-            job,
-        };
-        if let Some(difference) =
-            first_difference(&plain(dataset.metadata()), &plain(&self.metadata))
-        {
-            return Err(differs(difference));
-        }
+        same(&dataset, "", dataset.metadata(), &self.metadata)?;
         let planned = match read_plan(&dataset).await? {
             Some(plan) => plan,
             None if dataset.rows() > 0 => {
@@ -109,9 +99,7 @@ impl Draft {
             }
             None => create_plan(&dataset, &self.plan).await?,
         };
-        if let Some((what, table, job)) = first_difference(&plain(&planned), &plain(&self.plan)) {
-            return Err(differs((format!("plan.{what}"), table, job)));
-        }
+        same(&dataset, "plan.", &planned, &self.plan)?;
         Ok(Job {
             source: self.source,
             encoder: self.encoder,
@@ -189,15 +177,7 @@ impl Job {
                 false => Ok(()),
             }
         };
-        let run = Run {
-            dataset: &self.dataset,
-            encoder: &self.encoder,
-            config: &self.config,
-            stop,
-            skip_limit: &skip_limit,
-            start: Instant::now(),
-            stats: Arc::default(),
-        };
+        let run = Run::new(&self.dataset, &self.encoder, &self.config, stop, &skip_limit);
         let works = self.assign(worker, &dataset, &mut run.stats()).into_iter();
         run.drive(stream::iter(works.map(|shard| self.work(shard))), progress).await?;
         let skipped = self.skips(&self.dataset.refresh().await?);
@@ -296,12 +276,26 @@ pub(crate) fn preprocessing(
     value
 }
 
-pub(crate) fn plain<T: serde::Serialize>(value: &T) -> Value {
-    serde_json::to_value(value).expect("plans and metadata are plain data")
+/// Refuses a job that is not the one that `dataset` was made by: `table` is what it says of itself,
+/// `job` what the job would say, and `within` where both stand.
+pub(crate) fn same<T: Serialize>(
+    dataset: &Dataset,
+    within: &str,
+    table: &T,
+    job: &T,
+) -> Result<()> {
+    let plain = |value| serde_json::to_value(value).expect("plans and metadata are plain data");
+    match first_difference(&plain(table), &plain(job)) {
+        None => Ok(()),
+        Some((what, table, job)) => {
+            let (uri, what) = (dataset.uri().to_owned(), format!("{within}{what}"));
+            Err(EncodeError::Differs { uri, what, table, job })
+        }
+    }
 }
 
 /// The first place where two values differ: its path, and what each has there.
-pub(crate) fn first_difference(table: &Value, job: &Value) -> Option<(String, String, String)> {
+fn first_difference(table: &Value, job: &Value) -> Option<(String, String, String)> {
     let below = |key: String, table: &Value, job: &Value| {
         first_difference(table, job).map(|(path, table, job)| {
             let path = if path.is_empty() { key } else { format!("{key}.{path}") };

@@ -46,13 +46,13 @@ pub(crate) type SkipLimit<'a> = &'a (dyn Fn(&EncodeStats, &SkipRecord) -> Result
 
 /// A run under way.
 pub(crate) struct Run<'a> {
-    pub dataset: &'a Dataset,
-    pub encoder: &'a Arc<Encoder>,
-    pub config: &'a EncodeConfig,
+    dataset: &'a Dataset,
+    encoder: &'a Arc<Encoder>,
+    config: &'a EncodeConfig,
     pub stop: &'a AtomicBool,
-    pub skip_limit: SkipLimit<'a>,
-    pub start: Instant,
-    pub stats: Arc<Mutex<EncodeStats>>,
+    skip_limit: SkipLimit<'a>,
+    start: Instant,
+    stats: Arc<Mutex<EncodeStats>>,
 }
 
 /// The reading stage's side of the queue to the device.
@@ -61,7 +61,18 @@ struct Output {
     clock: StageClock,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    pub(crate) fn new(
+        dataset: &'a Dataset,
+        encoder: &'a Arc<Encoder>,
+        config: &'a EncodeConfig,
+        stop: &'a AtomicBool,
+        skip_limit: SkipLimit<'a>,
+    ) -> Self {
+        let (start, stats) = (Instant::now(), Arc::default());
+        Self { dataset, encoder, config, stop, skip_limit, start, stats }
+    }
+
     /// Makes the shards that `works` yields, in turn, until it ends or the run is to stop.
     pub(crate) async fn drive(
         &self,

@@ -19,7 +19,7 @@ use crate::arrivals::{Arrivals, Pending};
 use crate::config::EncodeConfig;
 use crate::encoder::Encoder;
 use crate::error::{EncodeError, Result};
-use crate::job::{create_plan, first_difference, plain, preprocessing, read_plan};
+use crate::job::{create_plan, preprocessing, read_plan, same};
 use crate::ledger::{Ledger, Listed, Segment};
 use crate::pipeline::{Run, Work};
 use crate::plan::Plan;
@@ -77,11 +77,7 @@ impl Watch {
             opened => opened?,
         };
         metadata.classes = dataset.metadata().classes.clone();
-        if let Some((what, table, job)) =
-            first_difference(&plain(dataset.metadata()), &plain(&metadata))
-        {
-            return Err(EncodeError::Differs { uri: dataset.uri().to_owned(), what, table, job });
-        }
+        same(&dataset, "", dataset.metadata(), &metadata)?;
         // A dataset that is watched from its beginning has a plan of nothing, so that no job can
         // give it another one.
         let views = if ingest.flip { 2 } else { 1 };
@@ -124,15 +120,7 @@ impl Watch {
         stop: &AtomicBool,
         progress: &mut (dyn FnMut(&EncodeStats) + Send),
     ) -> Result<EncodeStats> {
-        let run = Run {
-            dataset: &self.dataset,
-            encoder: &self.encoder,
-            config: &self.config,
-            stop,
-            skip_limit: &|_, _| Ok(()),
-            start: Instant::now(),
-            stats: Arc::default(),
-        };
+        let run = Run::new(&self.dataset, &self.encoder, &self.config, stop, &|_, _| Ok(()));
         let (works, works_in) = channel(1);
         let works_in = stream::unfold(works_in, |mut works| async move {
             let work = works.recv().await?;
@@ -302,7 +290,9 @@ impl Follower<'_> {
         ledger: &mut Ledger,
         pending: &mut Pending,
     ) -> Result<()> {
-        let WatchSizes { images_max, age } = self.sizes();
+        let config = &self.watch.config;
+        let images_max = (config.shard_rows / self.watch.plan.views as usize).max(1);
+        let age = Duration::from_secs_f64(config.watch.age_seconds);
         while let Some(images) = pending.closed(images_max, age) {
             if self.stopping() {
                 return Ok(());
@@ -316,13 +306,6 @@ impl Follower<'_> {
             self.make(segments, survey).await?;
         }
         Ok(())
-    }
-
-    fn sizes(&self) -> WatchSizes {
-        let config = &self.watch.config;
-        let views = self.watch.plan.views as usize;
-        let age = Duration::from_secs_f64(config.watch.age_seconds);
-        WatchSizes { images_max: (config.shard_rows / views).max(1), age }
     }
 
     /// Hands over those of `segments` that fall to this worker.
@@ -373,10 +356,4 @@ impl Follower<'_> {
             skips: missing.into_iter().map(vanished).collect(),
         })
     }
-}
-
-/// When a shard is closed.
-struct WatchSizes {
-    images_max: usize,
-    age: Duration,
 }

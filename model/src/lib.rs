@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
-//! use lapflow_model::flow::{FlowConfig, Path, image_rng};
+//! use lapflow_model::flow::{Flow, FlowConfig, Path, image_rng};
 //! use lapflow_model::net::{Geometry, ModelConfig, Transformer};
 //! use lapflow_model::{Params, pyramid};
 //!

@@ -56,7 +56,7 @@ fn channels(values: &[f64], like: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::{FlowConfig, Path, image_rng};
+    use crate::flow::{Flow, FlowConfig, Path, image_rng};
     use crate::pyramid;
     use candle_core::Device;
 

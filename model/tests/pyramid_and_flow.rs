@@ -1,7 +1,7 @@
 //! Properties of the pyramid and the paths.
 
 use candle_core::{DType, Device, Tensor};
-use lapflow_model::flow::{Coupling, FlowConfig, Noise, Path, Sigma, image_rng};
+use lapflow_model::flow::{Coupling, Flow, FlowConfig, Noise, Path, Sigma, image_rng};
 use lapflow_model::pyramid::{down, merge, split, up};
 use rand_distr::{Distribution, StandardNormal};
 
@@ -49,7 +49,7 @@ fn velocities_are_the_paths_derivatives() {
             let path = Path::new(&config).unwrap();
             let h = 1e-6;
             for k in 0..3 {
-                let (start, end) = path.active(k);
+                let (start, end) = path.trained(k);
                 for i in 1..10 {
                     let t = start + (end - start) * f64::from(i) / 10.0;
                     let slope = |f: &dyn Fn(f64) -> f64| (f(t + h) - f(t - h)) / (2.0 * h);

@@ -7,7 +7,7 @@
 
 use candle_core::{Device, Tensor};
 use lapflow_model::checkpoint::{Checkpoint, WeightSet};
-use lapflow_model::flow::{Path, image_rng};
+use lapflow_model::flow::{Flow, Path, image_rng};
 use lapflow_model::net::cost;
 use lapflow_sample::solver::Control;
 use lapflow_sample::{

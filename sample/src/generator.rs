@@ -11,6 +11,7 @@ use lapflow_model::autoencoder::Autoencoder;
 use lapflow_model::checkpoint::{Card, Checkpoint};
 use lapflow_model::flow::{Flow, Method, Path as FlowPath, image_rng};
 use lapflow_model::net::Transformer;
+use std::sync::Arc;
 
 /// One image to draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub struct Generator {
     card: Card,
     flow: Box<dyn Flow>,
     net: Transformer,
-    autoencoder: Autoencoder,
+    autoencoder: Arc<Autoencoder>,
     config: SampleConfig,
     device: Device,
 }
@@ -50,12 +51,13 @@ impl Generator {
     /// When the settings are invalid or the autoencoder is not the checkpoint's.
     pub fn new(
         checkpoint: &Checkpoint,
-        autoencoder: Autoencoder,
+        autoencoder: impl Into<Arc<Autoencoder>>,
         config: &SampleConfig,
         device: &Device,
         forced: bool,
     ) -> Result<Self> {
         config.validate()?;
+        let autoencoder = autoencoder.into();
         let card = checkpoint.card.clone();
         let here = serde_json::to_value(autoencoder.identity())
             .map_err(|e| SampleError::setting("autoencoder", e.to_string()))?;

@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use candle_core::{DType, Device};
-//! use lapflow_model::flow::{FlowConfig, Path, image_rng};
+//! use lapflow_model::flow::{Flow, FlowConfig, Path, image_rng};
 //! use lapflow_model::net::{Geometry, ModelConfig, Transformer};
 //! use lapflow_model::{Params, pyramid};
 //! use lapflow_sample::{Dopri5, Guidance, Solver, guided, network, sample_pyramid};

@@ -6,10 +6,10 @@
 //! pyramid, have that covariance, and C s = -E[noise | x_t] / sigma needs no inverse of it.
 
 use crate::error::{Result, SampleError};
-use crate::segments::{Sampled, SegmentCost, segments};
+use crate::segments::{Sampled, SegmentCost, check_noise, segments};
 use crate::solver::{Grid, Query, Velocity};
 use candle_core::Tensor;
-use lapflow_model::flow::Path;
+use lapflow_model::flow::{Flow, Path};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
@@ -84,13 +84,13 @@ impl Sde {
         velocity: &mut Velocity,
     ) -> Result<Sampled> {
         self.validate()?;
-        Self::check_noise(path, noise)?;
+        check_noise(path, noise)?;
         let (_, channels, height, width) = noise[0].dims4()?;
         let samples: Vec<usize> = (0..rngs.len()).collect();
         let mut levels: Vec<Tensor> = Vec::new();
         let mut costs = Vec::new();
         for segment in segments(path) {
-            levels.insert(0, (&noise[segment.level] * path.sigma(segment.start))?);
+            levels = path.enter(segment.level, levels, noise)?;
             let mut cost = SegmentCost::none(segment, samples.len());
             for pair in self.times(segment.start, segment.end)?.windows(2) {
                 let (t, h) = (pair[0], pair[1] - pair[0]);
@@ -139,14 +139,6 @@ impl Sde {
         if !(0.0..1.0).contains(&self.last_step) {
             let reason = format!("{} is outside [0, 1)", self.last_step);
             return Err(SampleError::setting("sample.last_step", reason));
-        }
-        Ok(())
-    }
-
-    fn check_noise(path: &Path, noise: &[Tensor]) -> Result<()> {
-        if noise.len() != path.levels() {
-            let reason = format!("has {} levels, not {}", noise.len(), path.levels());
-            return Err(SampleError::setting("noise", reason));
         }
         Ok(())
     }

@@ -85,10 +85,7 @@ pub fn sample_through(
     times: &[f64],
     mut show: impl FnMut(f64, &[Tensor]) -> Result<()>,
 ) -> Result<Sampled> {
-    if noise.len() != flow.levels() {
-        let reason = format!("has {} levels, not {}", noise.len(), flow.levels());
-        return Err(SampleError::setting("noise", reason));
-    }
+    check_noise(flow, noise)?;
     let mut steps = StepSizes::default();
     let mut levels: Vec<Tensor> = Vec::new();
     let mut costs = Vec::new();
@@ -110,6 +107,15 @@ pub fn sample_through(
         costs.push(cost);
     }
     Ok(Sampled { levels, costs })
+}
+
+/// Refuses noise of another number of levels than the flow's.
+pub(crate) fn check_noise(flow: &dyn Flow, noise: &[Tensor]) -> Result<()> {
+    if noise.len() != flow.levels() {
+        let reason = format!("has {} levels, not {}", noise.len(), flow.levels());
+        return Err(SampleError::setting("noise", reason));
+    }
+    Ok(())
 }
 
 /// The network's answers as velocities in time.

@@ -1,7 +1,7 @@
 //! Segmented sampling of a Gaussian, whose flow is known, and guidance.
 
 use candle_core::{Device, Result as TensorResult, Tensor};
-use lapflow_model::flow::{FlowConfig, Path, image_rng};
+use lapflow_model::flow::{Flow, FlowConfig, Path, image_rng};
 use lapflow_sample::sde::{Diffusion, Sde};
 use lapflow_sample::segments::{sample_pyramid, sample_through};
 use lapflow_sample::solver::{Control, Dopri5, Grid, Method, Query, StepSizes};

@@ -65,7 +65,7 @@ pub use dataset::Dataset;
 pub use error::{Result, StoreError};
 pub use loader::{Batch, Batches, LevelBatch, Loader, LoaderConfig, LoaderState};
 pub use metadata::{Dtype, FORMAT_VERSION, LevelSpec, Metadata, Posterior, Row};
-pub use mixture::{MixedBatch, MixedBatches, Mixture, MixtureState};
+pub use mixture::{MixedBatch, Mixture, MixtureState};
 pub use scheduler::{Assignment, Lookup, cores};
 pub use shard::{RowGroupSummary, ShardSummary};
 pub use statistics::{ChannelStatistics, LevelSums, Statistics};

@@ -185,27 +185,38 @@ impl Loader {
     /// The batches, for a synchronous consumer: `prefetch_batches` are made ready ahead on the
     /// store's own threads. Dropping the iterator stops them.
     pub fn batches(self) -> Batches {
-        let (sender, receiver) = mpsc::channel(self.config.prefetch_batches.max(1));
+        let prefetch = self.config.prefetch_batches;
+        Batches::new(self.stream(), prefetch)
+    }
+}
+
+/// Blocking iterator over batches; not for use within an async task.
+pub struct Batches<T = Batch> {
+    receiver: mpsc::Receiver<Result<T>>,
+    _task: AbortOnDrop<()>,
+}
+
+impl<T: Send + 'static> Batches<T> {
+    /// What `stream` yields, `prefetch` items ahead.
+    pub(crate) fn new(
+        stream: impl Stream<Item = Result<T>> + Send + 'static,
+        prefetch: usize,
+    ) -> Self {
+        let (sender, receiver) = mpsc::channel(prefetch.max(1));
         let task = runtime().spawn(async move {
-            let mut stream = std::pin::pin!(self.stream());
+            let mut stream = std::pin::pin!(stream);
             while let Some(batch) = stream.next().await {
                 if sender.send(batch).await.is_err() {
                     break;
                 }
             }
         });
-        Batches { receiver, _task: AbortOnDrop(task) }
+        Self { receiver, _task: AbortOnDrop(task) }
     }
 }
 
-/// Blocking iterator over batches; not for use within an async task.
-pub struct Batches {
-    receiver: mpsc::Receiver<Result<Batch>>,
-    _task: AbortOnDrop<()>,
-}
-
-impl Iterator for Batches {
-    type Item = Result<Batch>;
+impl<T> Iterator for Batches<T> {
+    type Item = Result<T>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.receiver.blocking_recv()

@@ -3,12 +3,10 @@
 use async_stream::try_stream;
 use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 
 use crate::dataset::Dataset;
 use crate::error::{Result, StoreError};
-use crate::loader::{Batch, Loader, LoaderConfig, LoaderState};
-use crate::location::{AbortOnDrop, runtime};
+use crate::loader::{Batch, Batches, Loader, LoaderConfig, LoaderState};
 
 /// Where a run over several datasets stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,36 +85,11 @@ impl Mixture {
             }
         }
     }
-}
 
-impl Mixture {
     /// The batches, for a synchronous consumer: `prefetch` are made ready ahead on the store's own
     /// threads. Dropping the iterator stops them.
-    pub fn batches(self, prefetch: usize) -> MixedBatches {
-        let (sender, receiver) = mpsc::channel(prefetch.max(1));
-        let task = runtime().spawn(async move {
-            let mut stream = std::pin::pin!(self.stream());
-            while let Some(batch) = stream.next().await {
-                if sender.send(batch).await.is_err() {
-                    break;
-                }
-            }
-        });
-        MixedBatches { receiver, _task: AbortOnDrop(task) }
-    }
-}
-
-/// Blocking iterator over a mixture's batches; not for use within an async task.
-pub struct MixedBatches {
-    receiver: mpsc::Receiver<Result<MixedBatch>>,
-    _task: AbortOnDrop<()>,
-}
-
-impl Iterator for MixedBatches {
-    type Item = Result<MixedBatch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.receiver.blocking_recv()
+    pub fn batches(self, prefetch: usize) -> Batches<MixedBatch> {
+        Batches::new(self.stream(), prefetch)
     }
 }
 

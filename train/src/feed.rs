@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use lapflow_store::{
-    Batch, Batches, Dataset, Loader, LoaderConfig, MixedBatches, Mixture, MixtureState,
+    Batch, Batches, Dataset, Loader, LoaderConfig, MixedBatch, Mixture, MixtureState,
 };
 
 use crate::config::TrainConfig;
@@ -13,7 +13,7 @@ pub(crate) enum Feed {
     /// One dataset.
     One(Batches),
     /// Several.
-    Mixed(MixedBatches),
+    Mixed(Batches<MixedBatch>),
 }
 
 impl Feed {

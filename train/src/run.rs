@@ -91,7 +91,7 @@ pub fn run_session(
         window.add(&report, batch.ids.len(), start.elapsed().as_secs_f64(), wait);
         let (step, last) = (report.step + 1, report.step + 1 == config.steps);
         if step.is_multiple_of(config.log_every) || last {
-            progress(log.line(&window, step)?);
+            progress(&log.line(&window, step)?);
             window = Window::default();
         }
         let due = config.sample_every > 0 && (step.is_multiple_of(config.sample_every) || last);
@@ -145,22 +145,21 @@ struct Log<'a> {
     metrics: MetricsFile,
     events: EventFile,
     matrix_rate: f64,
-    line: Option<Line>,
 }
 
 impl<'a> Log<'a> {
     fn open(folder: &'a RunFolder, step: u64) -> Result<Self> {
         folder.rewind_metrics(step)?;
-        let (metrics, line) = (folder.append_metrics()?, None);
+        let metrics = folder.append_metrics()?;
         let events = EventFile::create(&folder.events(), step)?;
-        Ok(Self { folder, metrics, events, matrix_rate: matrix_rate(), line })
+        Ok(Self { folder, metrics, events, matrix_rate: matrix_rate() })
     }
 
-    fn line(&mut self, window: &Window, step: u64) -> Result<&Line> {
+    fn line(&mut self, window: &Window, step: u64) -> Result<Line> {
         let line = window.line(step, self.matrix_rate);
         self.metrics.write(&line)?;
         self.events.scalars(step, &line.scalars())?;
-        Ok(self.line.insert(line))
+        Ok(line)
     }
 
     fn picture(&mut self, step: u64, picture: &Picture) -> Result<()> {

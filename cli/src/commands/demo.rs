@@ -7,7 +7,7 @@ use super::{Context, encode, eval, report, sample, train};
 use crate::config::Config;
 use crate::demo::{CLASSES, score, write_set};
 use crate::report::grid::{encode_png, grid};
-use crate::report::pictures::from_pixels;
+use crate::report::pictures::drawn;
 use crate::report::{Bar, Bars, Block, Fact, Figure, PictureRow, Section, Zoom};
 use anyhow::{Context as _, Result, bail};
 use image::DynamicImage;
@@ -122,15 +122,8 @@ fn draw(generator: &Generator) -> Result<Vec<DynamicImage>> {
     let requests: Vec<Request> = (0..CLASSES.len() * SCORED)
         .map(|i| Request { index: i as u64, label: Some((i / SCORED) as u32) })
         .collect();
-    let mut samples = Vec::new();
-    for batch in requests.chunks(generator.config().batch) {
-        let drawn = generator.draw(batch)?;
-        let (_, _, height, width) = drawn.images.dims4()?;
-        for pixels in generator.pixels(&drawn.images)? {
-            samples.push(from_pixels(pixels, width, height)?);
-        }
-    }
-    Ok(samples)
+    let batches = requests.chunks(generator.config().batch);
+    Ok(batches.map(|batch| drawn(generator, batch)).collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// A row a class.

@@ -1,6 +1,6 @@
 //! `lapflow encode`: images to a dataset of latent pyramids.
 
-use super::Context;
+use super::{Context, environment};
 use crate::config::{Config, ConfigArgs};
 use crate::progress::Progress;
 use anyhow::{Context as _, Result, bail};
@@ -174,10 +174,6 @@ fn ingest(config: &Config) -> IngestConfig {
         ingest.threads = cores(&environment);
     }
     ingest
-}
-
-fn environment(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }
 
 fn missing(config: &Config, context: &Context) -> Result<()> {

@@ -4,6 +4,7 @@ use super::Context;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use lapflow_ingest::{Crop, Decode, Exported, IngestConfig, Source, export};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -23,10 +24,10 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// adm, resize, center or random
-    #[arg(long, default_value = "adm", value_parser = crop)]
+    #[arg(long, default_value = "adm", value_parser = named::<Crop>)]
     crop: Crop,
     /// exact, or fast: JPEGs much larger than the target are not decoded in full
-    #[arg(long, default_value = "exact", value_parser = decode)]
+    #[arg(long, default_value = "exact", value_parser = named::<Decode>)]
     decode: Decode,
     /// Seed of random crops
     #[arg(long, default_value_t = 0)]
@@ -96,12 +97,7 @@ async fn ingest(config: &IngestConfig, out: &Path, stop: &AtomicBool) -> Result<
     Ok(exported)
 }
 
-/// A crop by its name in config files.
-fn crop(name: &str) -> Result<Crop, String> {
-    serde_json::from_value(Value::String(name.to_owned())).map_err(|error| error.to_string())
-}
-
-/// A decode mode by its name in config files.
-fn decode(name: &str) -> Result<Decode, String> {
+/// A crop or decode mode by its name in config files.
+fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
     serde_json::from_value(Value::String(name.to_owned())).map_err(|error| error.to_string())
 }

@@ -95,6 +95,11 @@ pub struct Context {
     pub stop: Arc<AtomicBool>,
 }
 
+/// An environment variable, where schedulers leave what a process is to do.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<()> {
     let runtime = Runtime::new()?;

@@ -9,11 +9,12 @@ use super::flops::single_scale;
 use super::sample::{find, generator};
 use crate::config::Config;
 use crate::report::html::render_html;
-use crate::report::pictures::{from_pixels, level_picture, unit_range};
+use crate::report::pictures::{from_pixels, level_picture, of_images, unit_range};
 use crate::report::{
     Block, Curves, Fact, Figure, PictureRow, Report, Scale, Section, Series, Table, Zoom,
 };
 use anyhow::{Context as _, Result};
+use candle_core::Tensor;
 use futures::TryStreamExt;
 use image::DynamicImage;
 use lapflow_ingest::{Outcome, Source};
@@ -93,28 +94,25 @@ fn samples(generator: &Generator, dataset: &Dataset, context: &Context) -> Resul
             Request { index: i as u64, label }
         })
         .collect();
-    let mut rows = Vec::new();
+    let (mut rows, mut latents) = (Vec::new(), Vec::new());
     for (i, row) in requests.chunks(SAMPLES_PER_CLASS).enumerate() {
         let label = classes.get(i).cloned().unwrap_or_default();
-        rows.push(PictureRow { label, pictures: pictures(generator, row)? });
+        let drawn = generator.draw(row)?;
+        rows.push(PictureRow { label, pictures: of_images(generator, &drawn.images)? });
+        latents.push(drawn.latents);
     }
     let caption = "Samples, drawn from the averaged weights, a row a class".into();
     let grid = Figure { caption, rows, zoom: Zoom::Smooth };
     let step = (requests.len() / NEIGHBOURS).max(1);
-    let some: Vec<Request> = requests.iter().copied().step_by(step).take(NEIGHBOURS).collect();
+    let some: Vec<u32> = (0..requests.len() as u32).step_by(step).take(NEIGHBOURS).collect();
+    let latents = Tensor::cat(&latents, 0)?;
+    let some = latents.index_select(&Tensor::new(some, latents.device())?, 0)?;
     let neighbours = neighbours::neighbours(generator, dataset, &some, context)?;
     let trajectory = trajectory(generator, requests[0])?;
     Ok(Section {
         title: "Samples".into(),
         blocks: [grid, neighbours, trajectory].map(Block::Figure).into(),
     })
-}
-
-fn pictures(generator: &Generator, requests: &[Request]) -> Result<Vec<DynamicImage>> {
-    let drawn = generator.draw(requests)?;
-    let (_, _, height, width) = drawn.images.dims4()?;
-    let pixels = generator.pixels(&drawn.images)?;
-    pixels.into_iter().map(|pixels| from_pixels(pixels, width, height)).collect()
 }
 
 /// The levels of one sample on their way from noise to data.
@@ -174,9 +172,7 @@ fn data(
         let raw = raw_levels(std::slice::from_ref(row), dataset.metadata(), context)?;
         let normalized = generator.card().normalization.apply(&raw)?;
         let image = generator.decode(&pyramid::merge(&normalized)?)?;
-        let (_, _, height, width) = image.dims4()?;
-        let pixels = generator.pixels(&image)?.swap_remove(0);
-        reconstructions.push(from_pixels(pixels, width, height)?);
+        reconstructions.extend(of_images(generator, &image)?);
         for (pictures, level) in levels.iter_mut().zip(&normalized) {
             let level = level.squeeze(0)?;
             pictures.push(level_picture(&level, unit_range(&level)?)?);

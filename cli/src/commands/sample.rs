@@ -1,6 +1,6 @@
 //! `lapflow sample`: image sets from a checkpoint.
 
-use super::Context;
+use super::{Context, environment};
 use crate::config::{self, Config};
 use crate::progress::Progress as Bar;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -80,7 +80,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ..base
     };
     let config = with_values(config, &args.set)?;
-    let share = Worker::detect(args.shard, &|name| std::env::var(name).ok())?;
+    let share = Worker::detect(args.shard, &environment)?;
     let autoencoder = Autoencoder::open(&args.autoencoder(&checkpoint)?, &context.device)?;
     let generator = Generator::new(&checkpoint, autoencoder, &config, &context.device, args.force)?;
     let job = Job {

@@ -1,18 +1,19 @@
 //! `lapflow train`: a flow from a dataset, resumable at any step.
 
-use super::sample::generator;
 use super::{Context, plan};
 use crate::config::{Config, ConfigArgs};
 use crate::progress::Progress;
 use crate::report::grid::{encode_png, grid};
-use crate::report::pictures::from_pixels;
+use crate::report::pictures::drawn;
 use anyhow::{Result, bail};
-use lapflow_sample::Request;
+use lapflow_model::autoencoder::Autoencoder;
+use lapflow_sample::{Generator, Request};
 use lapflow_store::Dataset;
 use lapflow_train::{
     Outcome, Picture, Recipe, RunFolder, Session, TrainError, Trainer, run_session,
 };
 use serde_json::json;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -95,8 +96,10 @@ pub fn train(config: &Config, resume: bool, follow: bool, context: &Context) -> 
     };
     let start = trainer.state().step;
     let mut progress = Progress::new("train", "steps", start, config.train.steps);
+    let mut autoencoder = None;
     let draw = Box::new(|trainer: &Trainer| {
-        draw(trainer, config, context).map_err(|e| TrainError::Samples(format!("{e:#}")))
+        draw(trainer, &mut autoencoder, config, context)
+            .map_err(|e| TrainError::Samples(format!("{e:#}")))
     });
     let session = Session { others, follow, draw: Some(draw) };
     let outcome = run_session(&mut trainer, &dataset, session, &folder, &context.stop, |line| {
@@ -116,22 +119,27 @@ pub fn train(config: &Config, resume: bool, follow: bool, context: &Context) -> 
 }
 
 /// A grid of samples with the weights that sampling would take, always from the same noise; the
-/// classes come in turn.
-fn draw(trainer: &Trainer, config: &Config, context: &Context) -> Result<Picture> {
-    let generator = generator(&trainer.snapshot()?, &config.sample, context)?;
+/// classes come in turn. The autoencoder is opened for the first grid and serves all.
+fn draw(
+    trainer: &Trainer,
+    opened: &mut Option<Arc<Autoencoder>>,
+    config: &Config,
+    context: &Context,
+) -> Result<Picture> {
+    let device = &context.device;
+    let autoencoder = match opened {
+        Some(autoencoder) => autoencoder,
+        None => opened.insert(Arc::new(Autoencoder::open(&config.autoencoder, device)?)),
+    };
+    let (snapshot, autoencoder) = (trainer.snapshot()?, Arc::clone(autoencoder));
+    let generator = Generator::new(&snapshot, autoencoder, &config.sample, device, false)?;
     let (count, classes) = (config.train.sample_images, trainer.card().classes.len());
     let label = |i: usize| (classes > 0).then(|| (i % classes) as u32);
     let requests: Vec<_> =
         (0..count).map(|i| Request { index: i as u64, label: label(i) }).collect();
-    let mut images = Vec::new();
-    for batch in requests.chunks(config.sample.batch) {
-        let drawn = generator.draw(batch)?;
-        let (_, _, height, width) = drawn.images.dims4()?;
-        for pixels in generator.pixels(&drawn.images)? {
-            images.push(from_pixels(pixels, width, height)?);
-        }
-    }
-    let sheet = grid(&images, (count as f64).sqrt().ceil() as usize, 2);
+    let batches = requests.chunks(config.sample.batch);
+    let images = batches.map(|batch| drawn(&generator, batch)).collect::<Result<Vec<_>>>()?;
+    let sheet = grid(&images.concat(), (count as f64).sqrt().ceil() as usize, 2);
     let (width, height) = (sheet.width(), sheet.height());
     Ok(Picture { width, height, png: encode_png(&sheet) })
 }

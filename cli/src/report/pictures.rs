@@ -3,11 +3,24 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use image::{DynamicImage, RgbImage};
+use lapflow_sample::{Generator, Request};
 
 /// RGB bytes as a picture.
 pub fn from_pixels(pixels: Vec<u8>, width: usize, height: usize) -> Result<DynamicImage> {
     let image = RgbImage::from_raw(width as u32, height as u32, pixels);
     Ok(image.context("an image of another size than its pixels")?.into())
+}
+
+/// The images that `requests` ask for, drawn together.
+pub fn drawn(generator: &Generator, requests: &[Request]) -> Result<Vec<DynamicImage>> {
+    of_images(generator, &generator.draw(requests)?.images)
+}
+
+/// Decoded images `(b, 3, h, w)` as pictures.
+pub fn of_images(generator: &Generator, images: &Tensor) -> Result<Vec<DynamicImage>> {
+    let (_, _, height, width) = images.dims4()?;
+    let pixels = generator.pixels(images)?;
+    pixels.into_iter().map(|pixels| from_pixels(pixels, width, height)).collect()
 }
 
 /// A level `(c, h, w)` as a picture: its first three channels as red, green and blue (one channel

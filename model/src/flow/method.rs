@@ -35,7 +35,9 @@ pub trait Flow: Debug + Send + Sync {
 
     /// An image's noise for every stage, finest first; `shape` is `[c, h, w]` of level 0.
     ///
-    /// Unit white noise of every level's size unless a method says otherwise.
+    /// Unit white noise of every level's size unless a method says otherwise, f32; level 0 is
+    /// `(rngs.len(), c, h, w)`. One generator an image, so that an image's noise does not depend on
+    /// its batch.
     ///
     /// # Errors
     /// When the shape does not divide into the levels.

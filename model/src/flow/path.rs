@@ -31,21 +31,6 @@ impl Path {
         Ok(Self { starts, coupling: config.coupling, sigma: config.sigma, noise: config.noise })
     }
 
-    /// Pyramid levels K.
-    pub fn levels(&self) -> usize {
-        self.starts.len()
-    }
-
-    /// The times `[S_k, S_(k-1)]` (to 1 for level 0) in which level `k` is the finest active one.
-    pub fn segment(&self, k: usize) -> (f64, f64) {
-        (self.starts[k], if k == 0 { 1.0 } else { self.starts[k - 1] })
-    }
-
-    /// The times `[S_k, 1]` in which level `k` is active.
-    pub fn active(&self, k: usize) -> (f64, f64) {
-        (self.starts[k], 1.0)
-    }
-
     /// alpha_k(t).
     pub fn alpha(&self, k: usize, t: f64) -> f64 {
         match self.coupling {
@@ -103,14 +88,29 @@ impl Path {
             mix(t, (&|t| self.alpha_dot(k, t), x_data), (&|t| self.sigma_dot(t), x_noise))?;
         Ok((x_t, velocity))
     }
+}
 
-    /// Noise for every level, finest first: level 0 is `(rngs.len(), c, h, w)` for
-    /// `shape = [c, h, w]`, f32. One generator an image, so that an image's noise does not depend
-    /// on its batch.
-    ///
-    /// # Errors
-    /// When h or w is not divisible by `2^(K-1)`.
-    pub fn draw_noise(
+impl Flow for Path {
+    fn levels(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// The times `[S_k, S_(k-1)]` (to 1 for level 0) in which level `k` is the finest active one.
+    fn segment(&self, k: usize) -> (f64, f64) {
+        (self.starts[k], if k == 0 { 1.0 } else { self.starts[k - 1] })
+    }
+
+    /// The times `[S_k, 1]` in which level `k` is active.
+    fn trained(&self, k: usize) -> (f64, f64) {
+        (self.starts[k], 1.0)
+    }
+
+    fn joint(&self) -> bool {
+        true
+    }
+
+    /// The pyramid of one draw of full size, or white noise of every level's size.
+    fn draw_noise(
         &self,
         rngs: &mut [ChaCha8Rng],
         shape: [usize; 3],
@@ -122,33 +122,6 @@ impl Path {
             }
             Noise::White => white_levels(rngs, shape, self.levels(), device),
         }
-    }
-}
-
-impl Flow for Path {
-    fn levels(&self) -> usize {
-        Path::levels(self)
-    }
-
-    fn segment(&self, k: usize) -> (f64, f64) {
-        Path::segment(self, k)
-    }
-
-    fn trained(&self, k: usize) -> (f64, f64) {
-        Path::active(self, k)
-    }
-
-    fn joint(&self) -> bool {
-        true
-    }
-
-    fn draw_noise(
-        &self,
-        rngs: &mut [ChaCha8Rng],
-        shape: [usize; 3],
-        device: &Device,
-    ) -> Result<Vec<Tensor>> {
-        Path::draw_noise(self, rngs, shape, device)
     }
 
     fn example(&self, k: usize, data: &[Tensor], noise: &[Tensor], t: &[f64]) -> Result<Example> {

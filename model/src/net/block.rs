@@ -99,19 +99,7 @@ impl Block {
         layout: &TokenLayout,
         finest: usize,
     ) -> Result<Tensor> {
-        let m = self.modulation(silu_c, layout, finest)?; //                   (groups, 6 width)
-
-        let y = modulated_norm(x, &m, layout, SHIFT_ATTN, SCALE_ATTN)?;
-        let qkv = self.qkv.over_rows(&y, layout, finest, Linear::forward)?; // (rows, 3 width)
-        let y = attention(&qkv, layout, self.heads, self.mask)?; //            (rows, width)
-        let y = self.attn_out.over_rows(&y, layout, finest, Linear::forward)?;
-        let x = gated_residual(x, &y, &m, layout, GATE_ATTN)?;
-
-        let y = modulated_norm(&x, &m, layout, SHIFT_MLP, SCALE_MLP)?;
-        let y = self.mlp.over_rows(&y, layout, finest, |[fc1, fc2], y| {
-            fc2.forward(&gelu(&fc1.forward(y)?)?) //                           (rows, 4 width)
-        })?;
-        Ok(gated_residual(&x, &y, &m, layout, GATE_MLP)?)
+        Ok(self.forward_saved(x, silu_c, layout, finest)?.0)
     }
 
     /// [`Block::forward`] with what [`Block::backward`] needs of it.
@@ -122,11 +110,11 @@ impl Block {
         layout: &TokenLayout,
         finest: usize,
     ) -> Result<(Tensor, Saved)> {
-        let m = self.modulation(silu_c, layout, finest)?;
+        let m = self.modulation(silu_c, layout, finest)?; //                           (groups, 6 width)
 
         let attn_in = modulated_norm(x, &m, layout, SHIFT_ATTN, SCALE_ATTN)?;
-        let qkv = self.qkv.over_rows(&attn_in, layout, finest, Linear::forward)?;
-        let heads = attention(&qkv, layout, self.heads, self.mask)?;
+        let qkv = self.qkv.over_rows(&attn_in, layout, finest, Linear::forward)?; //   (rows, 3 width)
+        let heads = attention(&qkv, layout, self.heads, self.mask)?; //                (rows, width)
         let attn = self.attn_out.over_rows(&heads, layout, finest, Linear::forward)?;
         let middle = gated_residual(x, &attn, &m, layout, GATE_ATTN)?;
 

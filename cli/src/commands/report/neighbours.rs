@@ -2,14 +2,13 @@
 
 use crate::commands::Context;
 use crate::commands::eval::dataset::raw_levels;
-use crate::report::pictures::from_pixels;
+use crate::report::pictures::of_images;
 use crate::report::{Figure, PictureRow, Zoom};
 use anyhow::Result;
 use candle_core::Tensor;
 use futures::{StreamExt, TryStreamExt};
-use image::DynamicImage;
 use lapflow_model::pyramid;
-use lapflow_sample::{Generator, Request};
+use lapflow_sample::Generator;
 use lapflow_store::Dataset;
 
 /// Rows of the dataset that are searched, in its (shuffled) order.
@@ -17,16 +16,15 @@ const SEARCHED_ROWS_MAX: usize = 20_000;
 /// Rows that are compared at once.
 const CHUNK_ROWS: usize = 256;
 
-/// Draws `requests` and sets each above the nearest training image, by the squared distance of
-/// normalized latents.
+/// Sets each sample above the nearest training image, by the squared distance of normalized
+/// latents; `samples` are `(n, c, h, w)`.
 pub fn neighbours(
     generator: &Generator,
     dataset: &Dataset,
-    requests: &[Request],
+    samples: &Tensor,
     context: &Context,
 ) -> Result<Figure> {
-    let drawn = generator.draw(requests)?;
-    let mut nearest = Nearest::new(&drawn.latents)?;
+    let mut nearest = Nearest::new(samples)?;
     let rows = dataset.scan().take(SEARCHED_ROWS_MAX);
     let mut chunks = Box::pin(rows.try_chunks(CHUNK_ROWS));
     let mut searched = 0;
@@ -37,9 +35,9 @@ pub fn neighbours(
         nearest.search(&latents)?;
         searched += rows.len();
     }
-    let found = generator.decode(&Tensor::stack(&nearest.latents, 0)?)?;
-    let row = |label: &str, images: &Tensor| -> Result<PictureRow> {
-        Ok(PictureRow { label: label.into(), pictures: pictures(generator, images)? })
+    let row = |label: &str, latents: &Tensor| -> Result<PictureRow> {
+        let pictures = of_images(generator, &generator.decode(latents)?)?;
+        Ok(PictureRow { label: label.into(), pictures })
     };
     Ok(Figure {
         caption: format!(
@@ -47,15 +45,9 @@ pub fn neighbours(
              of {searched} of {} images",
             dataset.rows()
         ),
-        rows: vec![row("sample", &drawn.images)?, row("nearest", &found)?],
+        rows: vec![row("sample", samples)?, row("nearest", &Tensor::stack(&nearest.latents, 0)?)?],
         zoom: Zoom::Smooth,
     })
-}
-
-fn pictures(generator: &Generator, images: &Tensor) -> Result<Vec<DynamicImage>> {
-    let (_, _, height, width) = images.dims4()?;
-    let pixels = generator.pixels(images)?;
-    pixels.into_iter().map(|pixels| from_pixels(pixels, width, height)).collect()
 }
 
 /// The nearest latents so far of each query.

@@ -3,6 +3,7 @@
 Usage: compare.py STEP_SPEED_BINARY S|B BATCH STEPS [eager,compile]
 """
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -34,7 +35,10 @@ def main(binary, size, batch, steps, modes="eager,compile"):
     results = {}
     for _ in range(2 if size == "S" else 1):
         for name, command in commands.items():
-            out = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            # As the lapflow binary sets its allocator; PyTorch does not read it.
+            environment = os.environ | {"MIMALLOC_PURGE_DELAY": "-1"}
+            done = subprocess.run(command, check=True, capture_output=True, env=environment)
+            out = json.loads(done.stdout)
             known = results.setdefault(name, out | {"seconds": [[], []]})
             known["seconds"] = [a + b for a, b in zip(known["seconds"], out["seconds"])]
     rate = matrix_rate()

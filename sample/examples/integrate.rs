@@ -17,6 +17,10 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [checkpoint, out, options @ ..] = &arguments[..] else {

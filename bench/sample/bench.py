@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 import peer
 
 INTEGRATE = pathlib.Path(os.environ.get("INTEGRATE", pathlib.Path(__file__).parents[2] / "target/release/examples/integrate"))
-# As the lapflow binary sets it for itself: Candle's idle threads sleep.
-ENVIRONMENT = dict(os.environ, CANDLE_BARRIER_POOL_SPIN_LIMIT="1")
+# As the lapflow binary sets it for itself: Candle's idle threads sleep, the allocator keeps its pages.
+ENVIRONMENT = dict(os.environ, CANDLE_BARRIER_POOL_SPIN_LIMIT="1", MIMALLOC_PURGE_DELAY="-1")
 
 
 def lapflow(checkpoint, control, tolerance, batch):

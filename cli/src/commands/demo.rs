@@ -122,8 +122,7 @@ fn draw(generator: &Generator) -> Result<Vec<DynamicImage>> {
     let requests: Vec<Request> = (0..CLASSES.len() * SCORED)
         .map(|i| Request { index: i as u64, label: Some((i / SCORED) as u32) })
         .collect();
-    let batches = requests.chunks(generator.config().batch);
-    Ok(batches.map(|batch| drawn(generator, batch)).collect::<Result<Vec<_>>>()?.concat())
+    drawn(generator, &requests)
 }
 
 /// A row a class.

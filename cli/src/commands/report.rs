@@ -101,13 +101,15 @@ fn samples(generator: &Generator, dataset: &Dataset, context: &Context) -> Resul
         rows.push(PictureRow { label, pictures: of_images(generator, &drawn.images)? });
         latents.push(drawn.latents);
     }
-    let caption = "Samples, drawn from the averaged weights, a row a class".into();
-    let grid = Figure { caption, rows, zoom: Zoom::Smooth };
     let step = (requests.len() / NEIGHBOURS).max(1);
     let some: Vec<u32> = (0..requests.len() as u32).step_by(step).take(NEIGHBOURS).collect();
     let latents = Tensor::cat(&latents, 0)?;
     let some = latents.index_select(&Tensor::new(some, latents.device())?, 0)?;
-    let neighbours = neighbours::neighbours(generator, dataset, &some, context)?;
+    let pictures = rows.iter().flat_map(|row| &row.pictures);
+    let pictures = pictures.step_by(step).take(NEIGHBOURS).cloned().collect();
+    let neighbours = neighbours::neighbours(generator, dataset, &some, pictures, context)?;
+    let caption = "Samples, drawn from the averaged weights, a row a class".into();
+    let grid = Figure { caption, rows, zoom: Zoom::Smooth };
     let trajectory = trajectory(generator, requests[0])?;
     Ok(Section {
         title: "Samples".into(),

@@ -137,9 +137,8 @@ fn draw(
     let label = |i: usize| (classes > 0).then(|| (i % classes) as u32);
     let requests: Vec<_> =
         (0..count).map(|i| Request { index: i as u64, label: label(i) }).collect();
-    let batches = requests.chunks(config.sample.batch);
-    let images = batches.map(|batch| drawn(&generator, batch)).collect::<Result<Vec<_>>>()?;
-    let sheet = grid(&images.concat(), (count as f64).sqrt().ceil() as usize, 2);
+    let images = drawn(&generator, &requests)?;
+    let sheet = grid(&images, (count as f64).sqrt().ceil() as usize, 2);
     let (width, height) = (sheet.width(), sheet.height());
     Ok(Picture { width, height, png: encode_png(&sheet) })
 }

@@ -11,9 +11,13 @@ pub fn from_pixels(pixels: Vec<u8>, width: usize, height: usize) -> Result<Dynam
     Ok(image.context("an image of another size than its pixels")?.into())
 }
 
-/// The images that `requests` ask for, drawn together.
+/// The images that `requests` ask for, drawn in the generator's batches.
 pub fn drawn(generator: &Generator, requests: &[Request]) -> Result<Vec<DynamicImage>> {
-    of_images(generator, &generator.draw(requests)?.images)
+    let mut pictures = Vec::with_capacity(requests.len());
+    for batch in requests.chunks(generator.config().batch) {
+        pictures.extend(of_images(generator, &generator.draw(batch)?.images)?);
+    }
+    Ok(pictures)
 }
 
 /// Decoded images `(b, 3, h, w)` as pictures.

@@ -7,6 +7,7 @@ use crate::report::{Figure, PictureRow, Zoom};
 use anyhow::Result;
 use candle_core::Tensor;
 use futures::{StreamExt, TryStreamExt};
+use image::DynamicImage;
 use lapflow_model::pyramid;
 use lapflow_sample::Generator;
 use lapflow_store::Dataset;
@@ -17,11 +18,12 @@ const SEARCHED_ROWS_MAX: usize = 20_000;
 const CHUNK_ROWS: usize = 256;
 
 /// Sets each sample above the nearest training image, by the squared distance of normalized
-/// latents; `samples` are `(n, c, h, w)`.
+/// latents; `samples` are `(n, c, h, w)` and `pictures` what they decode to.
 pub fn neighbours(
     generator: &Generator,
     dataset: &Dataset,
     samples: &Tensor,
+    pictures: Vec<DynamicImage>,
     context: &Context,
 ) -> Result<Figure> {
     let mut nearest = Nearest::new(samples)?;
@@ -35,17 +37,15 @@ pub fn neighbours(
         nearest.search(&latents)?;
         searched += rows.len();
     }
-    let row = |label: &str, latents: &Tensor| -> Result<PictureRow> {
-        let pictures = of_images(generator, &generator.decode(latents)?)?;
-        Ok(PictureRow { label: label.into(), pictures })
-    };
+    let found = generator.decode(&Tensor::stack(&nearest.latents, 0)?)?;
+    let row = |label: &str, pictures| PictureRow { label: label.into(), pictures };
     Ok(Figure {
         caption: format!(
             "Samples above the training image nearest to them, by the distance of their latents, \
              of {searched} of {} images",
             dataset.rows()
         ),
-        rows: vec![row("sample", samples)?, row("nearest", &Tensor::stack(&nearest.latents, 0)?)?],
+        rows: vec![row("sample", pictures), row("nearest", of_images(generator, &found)?)],
         zoom: Zoom::Smooth,
     })
 }

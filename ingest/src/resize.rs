@@ -4,8 +4,9 @@
 //! and windows but does the columns first, so each axis is a call of its own here. What then
 //! remains between the two are coefficients of 15 bits against 22: a rounding now and then.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{CropBox, FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::image::RgbImage;
 
@@ -113,9 +114,12 @@ fn convolve(
     (width, height): (u32, u32),
     filter: Filter,
 ) -> RgbImage {
-    let source = ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x3)
+    // Typed: fast_image_resize is compiled here, for the one pixel type that there is.
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width, image.height, &image.pixels)
         .expect("an RgbImage holds 3 bytes a pixel");
-    let mut target = Image::new(width, height, PixelType::U8x3);
+    let mut pixels = vec![0; 3 * width as usize * height as usize];
+    let mut target = TypedImage::<U8x3>::from_buffer(width, height, &mut pixels)
+        .expect("the buffer was made for these sides");
     // A part computed up to the edge may end an ulp behind it.
     let part_width = part.width.min(f64::from(image.width) - part.left);
     let part_height = part.height.min(f64::from(image.height) - part.top);
@@ -126,7 +130,7 @@ fn convolve(
         part_height,
     );
     Resizer::new()
-        .resize(&source, &mut target, &options)
-        .expect("the part lies in the image and both hold RGB");
-    RgbImage { width, height, pixels: target.into_vec() }
+        .resize_typed(&source, &mut target, &options)
+        .expect("the part lies in the image");
+    RgbImage { width, height, pixels }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Time between two plain lines.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Progress of one job towards a known end.
+/// Progress of one job, towards a known end where there is one.
 pub struct Progress {
     name: &'static str,
     unit: &'static str,
@@ -19,11 +19,15 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A job called `name` of `total` `unit`, `done` of which are done already.
+    /// A job called `name` of `total` `unit` (0 where nobody knows), `done` of which are done
+    /// already.
     pub fn new(name: &'static str, unit: &'static str, done: u64, total: u64) -> Self {
         let bar = stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_position(done).with_prefix(name);
-            let template = "{prefix} [{bar:32}] {pos}/{len} {msg} {eta} left";
+            let template = match total {
+                0 => "{prefix} {spinner} {pos} {msg}",
+                _ => "{prefix} [{bar:32}] {pos}/{len} {msg} {eta} left",
+            };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
@@ -41,8 +45,7 @@ impl Progress {
             bar.set_message(note.to_string());
         } else if self.last_line.elapsed() >= PLAIN_INTERVAL {
             self.last_line = Instant::now();
-            let (name, unit, total) = (self.name, self.unit, self.total);
-            eprintln!("{name}: {done}/{total} {unit}, {note}, {} left", self.left(done));
+            eprintln!("{}: {}", self.name, self.line(done, note));
         }
     }
 
@@ -54,6 +57,14 @@ impl Progress {
         eprintln!("{}: {summary}", self.name);
     }
 
+    fn line(&self, done: u64, note: &str) -> String {
+        let Self { unit, total, .. } = self;
+        match total {
+            0 => format!("{done} {unit}, {note}"),
+            _ => format!("{done}/{total} {unit}, {note}, {} left", self.left(done)),
+        }
+    }
+
     fn left(&self, done: u64) -> String {
         let rate = done.saturating_sub(self.begun_at) as f64 / self.began.elapsed().as_secs_f64();
         let seconds = self.total.saturating_sub(done) as f64 / rate.max(1e-9);
@@ -62,5 +73,22 @@ impl Progress {
             s if s < 7200.0 => format!("{:.0} min", s / 60.0),
             s => format!("{:.1} h", s / 3600.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_without_a_known_end_promises_none() {
+        let open = Progress::new("encode", "images", 0, 0);
+        assert_eq!(open.line(160, "9 images/s"), "160 images, 9 images/s");
+        let known = Progress::new("encode", "images", 0, 320);
+        let line = known.line(160, "9 images/s");
+        assert!(
+            line.starts_with("160/320 images, 9 images/s, ") && line.ends_with(" left"),
+            "{line}"
+        );
     }
 }

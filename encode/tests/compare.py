@@ -55,13 +55,13 @@ def encoder_of(weights):
     if weights.is_dir():
         from diffusers import AutoencoderKL
 
-        net = AutoencoderKL.from_pretrained(weights).eval()
+        net = AutoencoderKL.from_pretrained(weights).double().eval()
         return lambda x: net.encode(x).latent_dist.mean
     from autoencoder_tiny import Taef2
 
     net = Taef2()
     net.encoder.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    net.float().eval()
+    net.double().eval()
     return net.encode
 
 
@@ -102,7 +102,7 @@ def compare(table, images, weights, crops):
         for row in pq.read_table(file).to_pylist():
             pixels = crop_of(row, images, crops, size)
             with torch.no_grad():
-                latent = encode(torch.from_numpy(pixels)[None])[0].double().numpy()
+                latent = encode(torch.from_numpy(pixels)[None].double())[0].numpy()
             for k, expected in enumerate(split(latent, levels)):
                 stored = np.frombuffer(row[f"level_{k}"], dtype).astype(np.float64)
                 error = stored - expected.ravel()

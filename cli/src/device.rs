@@ -1,7 +1,8 @@
 //! `--device auto|cpu|cuda:N`.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use candle_core::Device;
+use candle_core::utils::cuda_is_available;
 use std::str::FromStr;
 
 /// The device that tensors live on.
@@ -33,10 +34,16 @@ impl DeviceChoice {
     /// Opens the device.
     pub fn open(self) -> Result<Device> {
         match self {
-            Self::Auto | Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(number) => {
-                bail!("cuda:{number}: this lapflow was built without CUDA")
-            }
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+            Self::Cuda(number) if cuda_is_available() => Device::new_cuda(number)
+                .map_err(|error| anyhow!("cuda:{number}: {}", first_line(&error.to_string()))),
+            Self::Cuda(number) => bail!("cuda:{number}: this lapflow was built without CUDA"),
         }
     }
+}
+
+/// An error's own words, without the backtrace that Candle puts below them.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }

@@ -107,6 +107,8 @@ pub struct Batch {
     pub ids: Vec<i64>,
     /// Class indices, -1 where there is none.
     pub labels: Vec<i32>,
+    /// Where each sample stands in the step that all ranks take together; ascending.
+    pub positions: Vec<u32>,
     /// The levels asked for, in the order asked for.
     pub levels: Vec<LevelBatch>,
     /// Log-variance at full size, where asked for.
@@ -306,7 +308,8 @@ impl Groups {
             }
         }
         let logvar = payloads.split_off(self.levels).pop();
-        Ok(Batch { ids, labels, levels: payloads, logvar, state: step.state })
+        let positions = step.parts.iter().flat_map(|part| part.positions.iter().copied()).collect();
+        Ok(Batch { ids, labels, positions, levels: payloads, logvar, state: step.state })
     }
 
     fn buffers(&self, step: &Step, rows: usize) -> Vec<LevelBatch> {

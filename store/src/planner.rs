@@ -24,6 +24,8 @@ pub(crate) struct Part {
     /// First row group of the window: those before are no longer needed.
     pub first_group: u32,
     pub rows: Vec<RowRef>,
+    /// Where each row stands in the step of all ranks.
+    pub positions: Vec<u32>,
 }
 
 impl Step {
@@ -76,7 +78,7 @@ impl Planner {
             if self.state.position == self.order.rows && !self.next_epoch().await? {
                 break;
             }
-            let part = self.take(missing);
+            let part = self.take(missing, step_rows - missing);
             missing -= part.rows.len();
             parts.push(part);
         }
@@ -90,8 +92,9 @@ impl Planner {
         Ok(Some(Step { parts, dataset: self.dataset.clone(), state: self.state }))
     }
 
-    /// Up to `rows_max` rows from the current position to the end of its window.
-    fn take(&mut self, rows_max: usize) -> Part {
+    /// Up to `rows_max` rows from the current position to the end of its window; the first of them
+    /// stands at `place` in its step.
+    fn take(&mut self, rows_max: usize, place: usize) -> Part {
         let index = self.order.window_at(self.state.position);
         if self.window.as_ref().is_none_or(|(held, _)| *held != index) {
             self.window = Some((index, self.order.window_order(index)));
@@ -106,11 +109,12 @@ impl Planner {
             order: Arc::clone(&self.order),
             first_group: self.order.window_first_group(index),
             rows: rows[from..to].to_vec(),
+            positions: (place..place + to - from).map(|place| place as u32).collect(),
         }
     }
 
-    /// This rank's share of a step of `rows` rows: an equal, contiguous piece of them, after
-    /// sorting by row group where there are several ranks.
+    /// This rank's share of a step of `rows` rows, in the step's order: an equal, contiguous piece
+    /// of them after sorting by row group, where there are several ranks.
     fn deal(&self, mut parts: Vec<Part>, rows: usize) -> Vec<Part> {
         let (rank, world) = (self.config.rank, self.config.world);
         if world == 1 {
@@ -119,11 +123,13 @@ impl Planner {
         let (first, last) = (rows * rank / world, rows * (rank + 1) / world);
         let mut offset = 0;
         for part in &mut parts {
-            part.rows.sort_unstable();
-            let length = part.rows.len();
+            let mut sorted: Vec<_> = part.rows.drain(..).zip(part.positions.drain(..)).collect();
+            sorted.sort_unstable();
+            let length = sorted.len();
             let from = first.saturating_sub(offset).min(length);
             let to = last.saturating_sub(offset).min(length);
-            part.rows = part.rows[from..to].to_vec();
+            sorted[from..to].sort_unstable_by_key(|&(_, position)| position);
+            (part.rows, part.positions) = sorted[from..to].iter().copied().unzip();
             offset += length;
         }
         parts

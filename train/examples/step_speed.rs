@@ -66,8 +66,10 @@ fn main() -> Result<(), Error> {
 
 /// A recipe whose seed draws `stages` for its first steps.
 fn alternating(path: &Path, stages: &[usize], batch: usize) -> Result<TrainConfig, Error> {
+    let positions: Vec<u32> = (0..batch as u32).collect();
     let drawn = |config: &TrainConfig, step: usize| {
-        Loss { flow: path, config, classes: CLASSES }.groups(step as u64, batch)[0].stage
+        let loss = Loss { flow: path, config, classes: CLASSES };
+        loss.groups(step as u64, batch, &positions)[0].stage
     };
     (0..1 << 24)
         .map(|seed| TrainConfig { seed, batch, ..TrainConfig::default() })
@@ -113,6 +115,7 @@ fn random_batch(batch: usize) -> Batch {
     Batch {
         ids: (0..batch as i64).collect(),
         labels: (0..batch as i32).collect(),
+        positions: (0..batch as u32).collect(),
         levels: specs().into_iter().map(level).collect(),
         logvar: None,
         state: LoaderState::default(),

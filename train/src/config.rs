@@ -55,6 +55,12 @@ pub struct TrainConfig {
     pub normalize: Normalize,
     /// Rows that the loader mixes with each other.
     pub shuffle_window_rows: usize,
+    /// Bytes of decoded row groups kept from one epoch to the next; 0 keeps none.
+    pub memory_cache_bytes_max: usize,
+    /// A local folder that keeps what was read of datasets, which processes may share.
+    pub disk_cache: Option<PathBuf>,
+    /// Bytes that folder may hold.
+    pub disk_cache_bytes_max: u64,
     /// Datasets read beside `data.dataset`, which has weight 1: of the same latents and classes.
     pub mixture: Vec<Source>,
     /// Steps in a row without a finite loss and gradient after which the run halts.
@@ -112,6 +118,9 @@ impl Default for TrainConfig {
             label_dropout: 0.1,
             normalize: Normalize::Channel,
             shuffle_window_rows: 8192,
+            memory_cache_bytes_max: 0,
+            disk_cache: None,
+            disk_cache_bytes_max: 100_000_000_000,
             mixture: Vec::new(),
             skips_max: 10,
             log_every: 50,

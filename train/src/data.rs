@@ -88,7 +88,8 @@ pub fn check_mixable(first: &Dataset, other: &Dataset) -> Result<()> {
     Ok(())
 }
 
-/// A batch as `count` normalized levels, which may be others than the dataset's.
+/// A batch as `count` normalized levels, which may be others than the dataset's. `first` is the
+/// number of the step's first sample among all that the run draws.
 ///
 /// # Errors
 /// When the latents do not divide into so many levels.
@@ -111,7 +112,9 @@ pub fn samples(
         false => pyramid::split(&pyramid::merge(&levels)?, count)?,
     };
     let label = |&label: &i32| u32::try_from(label).unwrap_or(classes as u32);
-    Ok(Samples { levels, labels: batch.labels.iter().map(label).collect(), first })
+    let labels = batch.labels.iter().map(label).collect();
+    let indices = batch.positions.iter().map(|&position| first + u64::from(position)).collect();
+    Ok(Samples { levels, labels, indices })
 }
 
 fn tensor(level: &LevelBatch, batch: usize, device: &Device) -> Result<Tensor> {

@@ -29,6 +29,7 @@
 //! # }
 //! ```
 
+mod adamw;
 mod config;
 mod data;
 mod error;
@@ -36,7 +37,10 @@ mod feed;
 mod folder;
 mod loss;
 mod metrics;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod optimizer;
+mod ranks;
 mod run;
 mod tensorboard;
 mod trainer;
@@ -47,7 +51,10 @@ pub use error::{Result, TrainError};
 pub use folder::RunFolder;
 pub use loss::{GroupLoss, Loss, Samples, StageGroup};
 pub use metrics::Line;
+#[cfg(feature = "mpi")]
+pub use mpi::Mpi;
 pub use optimizer::Optimizer;
+pub use ranks::{Alone, Communicator};
 pub use run::{Draw, Outcome, Session, run, run_session};
 pub use tensorboard::{EventFile, Picture};
 pub use trainer::{Best, Recipe, State, StepReport, Trainer};

@@ -22,9 +22,9 @@ pub struct Samples {
     pub levels: Vec<Tensor>,
     /// Class of each sample; `classes` for none. Empty for an unconditional model.
     pub labels: Vec<u32>,
-    /// Number of the first sample among all that the run draws: keys every random draw, so that
-    /// nothing depends on how samples are cut into batches.
-    pub first: u64,
+    /// Number of each sample among all that the run draws, ascending: keys every random draw, so
+    /// that nothing depends on how samples are cut into batches or dealt to ranks.
+    pub indices: Vec<u64>,
 }
 
 /// Part of a batch that goes through the network together.
@@ -55,17 +55,20 @@ pub struct Loss<'a> {
 }
 
 impl Loss<'_> {
-    /// The stages of step `step` and the samples that go to each.
-    pub fn groups(&self, step: u64, batch: usize) -> Vec<StageGroup> {
+    /// The stages of step `step` and the samples that go to each: those at `positions`,
+    /// ascending, of a batch of `batch`.
+    pub fn groups(&self, step: u64, batch: usize, positions: &[u32]) -> Vec<StageGroup> {
         let levels = self.flow.levels();
         match self.config.stages {
             Stages::Step => {
                 let mut rng = image_rng(self.config.seed ^ STAGE, step);
-                vec![StageGroup { stage: rng.random_range(0..levels), samples: 0..batch }]
+                let samples = 0..positions.len();
+                vec![StageGroup { stage: rng.random_range(0..levels), samples }]
             }
             Stages::Balanced => (0..levels)
                 .map(|stage| {
-                    let cut = |i: usize| i * batch / levels;
+                    let before = |end: usize| positions.partition_point(|&p| (p as usize) < end);
+                    let cut = |i: usize| before(i * batch / levels);
                     StageGroup { stage, samples: cut(stage)..cut(stage + 1) }
                 })
                 .filter(|group| !group.samples.is_empty())
@@ -84,7 +87,7 @@ impl Loss<'_> {
         group: &StageGroup,
         device: &Device,
     ) -> Result<GroupLoss> {
-        let indices = || group.samples.clone().map(|i| samples.first + i as u64);
+        let indices = || samples.indices[group.samples.clone()].iter().copied();
         let part = |x: &Tensor| x.narrow(0, group.samples.start, group.samples.len());
         let (_, c, h, w) = samples.levels[0].dims4()?;
         let mut rngs: Vec<ChaCha8Rng> =

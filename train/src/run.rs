@@ -77,26 +77,30 @@ pub fn run_session(
     for other in &session.others {
         check_mixable(dataset, other)?;
     }
-    let mut feed = Feed::open(&config, dataset, &session.others, trainer.state(), session.follow)?;
-    let mut log = Log::open(folder, trainer.state().step)?;
+    let mut feed = Feed::open(trainer, dataset, &session.others, session.follow)?;
+    // The first of several ranks writes for all.
+    let writes = trainer.ranks().rank() == 0;
+    let mut log = writes.then(|| Log::open(folder, trainer.state().step)).transpose()?;
     let mut window = Window::default();
     let (begin, mut images) = (Instant::now(), 0);
-    while trainer.state().step < config.steps && !stop.load(Ordering::Relaxed) {
+    while trainer.state().step < config.steps && !stopped(trainer, stop)? {
         let start = Instant::now();
         let Some((batch, mixture)) = feed.next()? else { break };
         let wait = start.elapsed().as_secs_f64();
         let report = trainer.step(&batch).map_err(|error| with_checkpoint(error, folder))?;
         trainer.set_mixture(mixture);
-        images += batch.ids.len() as u64;
-        window.add(&report, batch.ids.len(), start.elapsed().as_secs_f64(), wait);
+        images += report.images as u64;
+        window.add(&report, report.images, start.elapsed().as_secs_f64(), wait);
         let (step, last) = (report.step + 1, report.step + 1 == config.steps);
-        if step.is_multiple_of(config.log_every) || last {
-            progress(&log.line(&window, step)?);
-            window = Window::default();
-        }
-        let due = config.sample_every > 0 && (step.is_multiple_of(config.sample_every) || last);
-        if let Some(draw) = session.draw.as_mut().filter(|_| due) {
-            log.picture(step, &draw(trainer)?)?;
+        if let Some(log) = &mut log {
+            if step.is_multiple_of(config.log_every) || last {
+                progress(&log.line(&window, step)?);
+                window = Window::default();
+            }
+            let due = config.sample_every > 0 && (step.is_multiple_of(config.sample_every) || last);
+            if let Some(draw) = session.draw.as_mut().filter(|_| due) {
+                log.picture(step, &draw(trainer)?)?;
+            }
         }
         // A step that was skipped may be followed by a halt: the state before it is the good one.
         if step.is_multiple_of(config.checkpoint_every) && !report.skipped && !last {
@@ -110,6 +114,13 @@ pub fn run_session(
     Ok(Outcome { step, finished, checkpoint, seconds, images })
 }
 
+/// Whether any rank was asked to stop: they end at the same step.
+fn stopped(trainer: &Trainer, stop: &AtomicBool) -> Result<bool> {
+    let mut asked = [f64::from(u8::from(stop.load(Ordering::Relaxed)))];
+    trainer.ranks().sum_f64(&mut asked)?;
+    Ok(asked[0] > 0.0)
+}
+
 /// Writes a checkpoint; one that ends an interval may become the best.
 fn save(
     trainer: &mut Trainer,
@@ -119,6 +130,9 @@ fn save(
 ) -> Result<PathBuf> {
     let best = ends_interval && trainer.end_interval();
     let path = folder.checkpoint(trainer.state().step);
+    if trainer.ranks().rank() > 0 {
+        return Ok(path);
+    }
     trainer.save(&path)?;
     if best && config.checkpoint_best {
         folder.mark_best(&path)?;

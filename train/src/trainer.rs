@@ -5,6 +5,7 @@ use crate::data::{geometry, normalization, samples};
 use crate::error::{Result, TrainError};
 use crate::loss::{Loss, StageGroup};
 use crate::optimizer::{Optimizer, square_sum};
+use crate::ranks::{Alone, Communicator, sum_gradients};
 use candle_core::{DType, Device, Tensor};
 use lapflow_model::Params;
 use lapflow_model::checkpoint::{Card, Checkpoint, VERSION};
@@ -14,6 +15,7 @@ use lapflow_store::{Batch, Dataset, LoaderState, MixtureState};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path as FilePath;
+use std::rc::Rc;
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -43,6 +45,7 @@ pub struct Trainer {
     /// Multiply-accumulates of a sample's forward pass, by stage.
     stage_macs: Vec<u64>,
     state: State,
+    ranks: Rc<dyn Communicator>,
 }
 
 /// What a checkpoint carries beside weights and optimizer tensors.
@@ -81,6 +84,8 @@ pub struct Best {
 pub struct StepReport {
     /// The step, counted from 0.
     pub step: u64,
+    /// Samples of all ranks.
+    pub images: usize,
     /// The loss that was differentiated.
     pub loss: f64,
     /// Mean squared velocity error by (stage, level).
@@ -99,6 +104,8 @@ pub struct StepReport {
 
 /// What the parts of a batch add up to.
 struct Sums {
+    /// Samples of all ranks.
+    images: usize,
     grads: Vec<Option<Tensor>>,
     loss: f64,
     levels: BTreeMap<(usize, usize), (f64, usize)>,
@@ -160,7 +167,19 @@ impl Trainer {
         let optimizer = Optimizer::new(&params, &recipe.train)?;
         let stage_macs = cost(&card.model, &card.geometry, flow.as_ref()).segment_macs;
         let (recipe, device, state) = (recipe.clone(), device.clone(), State::default());
-        Ok(Self { recipe, card, flow, net, params, optimizer, device, stage_macs, state })
+        let ranks = Rc::new(Alone);
+        Ok(Self { recipe, card, flow, net, params, optimizer, device, stage_macs, state, ranks })
+    }
+
+    /// The same trainer as one of several ranks, each of which gets its share of every batch.
+    #[must_use]
+    pub fn among(self, ranks: Rc<dyn Communicator>) -> Self {
+        Self { ranks, ..self }
+    }
+
+    /// The processes that train together.
+    pub fn ranks(&self) -> &dyn Communicator {
+        self.ranks.as_ref()
     }
 
     /// Where the run stands.
@@ -189,7 +208,7 @@ impl Trainer {
     /// When the batch does not fit the network, or too many steps in a row were not finite.
     pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
         let step = self.state.step;
-        let Sums { grads, loss, levels, macs } = self.gradients(batch)?;
+        let Sums { images, grads, loss, levels, macs } = self.gradients(batch)?;
         let squares = grads
             .iter()
             .map(|grad| grad.as_ref().map_or(Ok(0.0), square_sum))
@@ -206,10 +225,10 @@ impl Trainer {
         let levels = levels.into_iter().map(|(k, (sum, count))| (k, sum / count as f64)).collect();
         let skipped = not_finite.is_some();
         self.advance(batch, loss, not_finite.as_deref())?;
-        Ok(StepReport { step, loss, levels, grad_norm, lr, macs, skipped, not_finite })
+        Ok(StepReport { step, images, loss, levels, grad_norm, lr, macs, skipped, not_finite })
     }
 
-    /// Loss and gradients, part after part of the batch.
+    /// Loss and gradients of all ranks' samples, here part after part of this rank's.
     fn gradients(&self, batch: &Batch) -> Result<Sums> {
         let (config, step) = (&self.recipe.train, self.state.step);
         let (classes, first) = (self.card.classes.len(), step * config.batch as u64);
@@ -218,11 +237,15 @@ impl Trainer {
             samples(batch, self.flow.levels(), normalization, classes, first, &self.device)?;
         let loss = Loss { flow: self.flow.as_ref(), config, classes };
 
-        let size = batch.ids.len();
-        let part_max = size.div_ceil(config.accumulate);
+        let size = match self.ranks.size() {
+            1 => batch.ids.len(),
+            _ => config.batch,
+        };
+        let part_max = batch.ids.len().div_ceil(config.accumulate);
         let grads = self.params.iter().map(|_| None).collect();
-        let mut sums = Sums { grads, loss: 0.0, levels: BTreeMap::new(), macs: 0.0 };
-        for group in loss.groups(step, size).iter().flat_map(|group| parts(group, part_max)) {
+        let mut sums = Sums { images: size, grads, loss: 0.0, levels: BTreeMap::new(), macs: 0.0 };
+        let groups = loss.groups(step, size, &batch.positions);
+        for group in groups.iter().flat_map(|group| parts(group, part_max)) {
             let count = group.samples.len();
             let share = count as f64 / size as f64;
             let part = loss.evaluate(&self.net, &samples, &group, &self.device)?;
@@ -243,7 +266,32 @@ impl Trainer {
                 };
             }
         }
+        self.sum_over_ranks(&mut sums)?;
         Ok(sums)
+    }
+
+    fn sum_over_ranks(&self, sums: &mut Sums) -> Result<()> {
+        if self.ranks.size() == 1 {
+            return Ok(());
+        }
+        sum_gradients(self.ranks.as_ref(), &self.params, &mut sums.grads)?;
+        // Ranks may have seen other stages: a place for every (stage, level).
+        let count = self.flow.levels();
+        let mut flat = vec![0.0; 2 * count * count];
+        for ((stage, level), (sum, samples)) in &sums.levels {
+            let place = 2 * (stage * count + level);
+            (flat[place], flat[place + 1]) = (*sum, *samples as f64);
+        }
+        flat.extend([sums.loss, sums.macs]);
+        self.ranks.sum_f64(&mut flat)?;
+        (sums.loss, sums.macs) = (flat[flat.len() - 2], flat[flat.len() - 1]);
+        sums.levels = flat[..2 * count * count]
+            .chunks_exact(2)
+            .enumerate()
+            .filter(|(_, pair)| pair[1] > 0.0)
+            .map(|(i, pair)| ((i / count, i % count), (pair[0], pair[1] as usize)))
+            .collect();
+        Ok(())
     }
 
     /// The name of the first thing that is not finite.

@@ -282,3 +282,21 @@ fn grids_of_samples_come_every_n_steps_and_at_the_end() {
     }
     assert!(!run_folder.samples(5).exists());
 }
+
+#[test]
+fn caches_change_nothing_but_where_bytes_come_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let dataset = runtime().block_on(dataset(&folder.path().join("data"), 40, 1.0));
+    let plain = recipe(12);
+    let cache = folder.path().join("cache");
+    let mut cached = plain.clone();
+    cached.train.disk_cache = Some(cache.clone());
+    cached.train.memory_cache_bytes_max = 1 << 20;
+    let [plain, cached] = [("plain", plain), ("cached", cached)].map(|(name, recipe)| {
+        let run = RunFolder::open(folder.path().join(name)).unwrap();
+        train(&recipe, &dataset, &run);
+        bits(&run.checkpoint(12))
+    });
+    assert!(plain == cached, "the weights differ");
+    assert!(std::fs::read_dir(cache).unwrap().count() > 1, "nothing was kept");
+}

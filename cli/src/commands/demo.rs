@@ -13,9 +13,11 @@ use anyhow::{Context as _, Result, bail};
 use image::DynamicImage;
 use lapflow_sample::{Generator, Request};
 use lapflow_store::Worker;
+use lapflow_train::Alone;
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Training pictures of each class.
@@ -61,7 +63,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let size = config.data.ingest.size;
     stages.time("render", || write_set(&images, 0..PICTURES, size))?;
     let encoded = stages.time("encode", || encode::encode(&config, Worker::ALONE, context))?;
-    let trained = stages.time("train", || train::train(&config, true, false, context))?;
+    let trained =
+        stages.time("train", || train::train(&config, true, false, context, Rc::new(Alone)))?;
     if encoded.stopped || !trained.finished {
         bail!("stopped; the same command goes on where it was");
     }

@@ -10,9 +10,11 @@ use lapflow_model::autoencoder::Autoencoder;
 use lapflow_sample::{Generator, Request};
 use lapflow_store::Dataset;
 use lapflow_train::{
-    Outcome, Picture, Recipe, RunFolder, Session, TrainError, Trainer, run_session,
+    Alone, Communicator, Outcome, Picture, Recipe, RunFolder, Session, TrainError, Trainer,
+    run_session,
 };
 use serde_json::json;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -47,7 +49,17 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.dry_run {
         return plan::print(&config, args.classes, context);
     }
-    let outcome = train(&config, args.resume, args.follow, context)?;
+    let ranks = join()?;
+    let outcome = match train(&config, args.resume, args.follow, context, ranks.clone()) {
+        Err(error) if ranks.size() > 1 => {
+            eprintln!("lapflow: rank {} of {}: {error:#}", ranks.rank(), ranks.size());
+            ranks.abort()
+        }
+        outcome => outcome?,
+    };
+    if ranks.rank() > 0 {
+        return Ok(());
+    }
     if context.json {
         let rate = outcome.images as f64 / outcome.seconds.max(1e-9);
         let summary = json!({
@@ -65,7 +77,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 }
 
 /// Trains as `config` says, from the newest checkpoint where `resume` is set and there is one.
-pub fn train(config: &Config, resume: bool, follow: bool, context: &Context) -> Result<Outcome> {
+pub fn train(
+    config: &Config,
+    resume: bool,
+    follow: bool,
+    context: &Context,
+    ranks: Rc<dyn Communicator>,
+) -> Result<Outcome> {
     let mut dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
     while follow && dataset.rows() == 0 && !context.stop.load(Ordering::Relaxed) {
         std::thread::sleep(FOLLOW_PAUSE);
@@ -76,6 +94,7 @@ pub fn train(config: &Config, resume: bool, follow: bool, context: &Context) -> 
         .map(|source| context.runtime.block_on(Dataset::open(&source.dataset)))
         .collect::<Result<Vec<_>, _>>()?;
     let folder = RunFolder::open(&config.train.folder)?;
+    let first = ranks.rank() == 0;
     let newest = folder.newest()?;
     if newest.is_some() && !resume {
         bail!(
@@ -83,19 +102,23 @@ pub fn train(config: &Config, resume: bool, follow: bool, context: &Context) -> 
             folder.root().display()
         );
     }
-    config.write(folder.root())?;
+    if first {
+        config.write(folder.root())?;
+    }
     let recipe = Recipe {
         model: config.model.clone(),
         flow: config.flow.clone(),
         train: config.train.clone(),
         autoencoder: serde_json::to_value(&config.autoencoder)?,
     };
-    let mut trainer = match &newest {
+    let trainer = match &newest {
         Some(checkpoint) => Trainer::resume(&recipe, &dataset, checkpoint, &context.device)?,
         None => Trainer::new(&recipe, &dataset, &context.device)?,
     };
+    let mut trainer = trainer.among(ranks);
     let start = trainer.state().step;
-    let mut progress = Progress::new("train", "steps", start, config.train.steps);
+    // The first of several ranks speaks for all.
+    let mut progress = first.then(|| Progress::new("train", "steps", start, config.train.steps));
     let mut autoencoder = None;
     let draw = Box::new(|trainer: &Trainer| {
         draw(trainer, &mut autoencoder, config, context)
@@ -104,18 +127,40 @@ pub fn train(config: &Config, resume: bool, follow: bool, context: &Context) -> 
     let session = Session { others, follow, draw: Some(draw) };
     let outcome = run_session(&mut trainer, &dataset, session, &folder, &context.stop, |line| {
         let note = format!("loss {:.4}, {:.1} images/s", line.loss, line.images_per_second);
-        progress.update(line.step, &note);
+        if let Some(progress) = &mut progress {
+            progress.update(line.step, &note);
+        }
     })?;
     let rate = outcome.images as f64 / outcome.seconds.max(1e-9);
     let how = match outcome.finished {
         true => "finished",
         false => "stopped",
     };
-    progress.finish(&format!(
-        "{how} at step {} after {:.0} s, {rate:.1} images/s",
-        outcome.step, outcome.seconds
-    ));
+    if let Some(progress) = progress {
+        progress.finish(&format!(
+            "{how} at step {} after {:.0} s, {rate:.1} images/s",
+            outcome.step, outcome.seconds
+        ));
+    }
     Ok(outcome)
+}
+
+/// The ranks that this process was started with.
+fn join() -> Result<Rc<dyn Communicator>> {
+    let size = |name| std::env::var(name).ok().and_then(|text| text.parse::<usize>().ok());
+    let started = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
+        .into_iter()
+        .find_map(|name| size(name).filter(|&size| size > 1).map(|size| (name, size)));
+    match started {
+        None => Ok(Rc::new(Alone)),
+        #[cfg(feature = "mpi")]
+        Some(_) => Ok(Rc::new(lapflow_train::Mpi::join()?)),
+        #[cfg(not(feature = "mpi"))]
+        Some((name, size)) => bail!(
+            "{size} processes were started together ({name}) and this lapflow was built without \
+             MPI: each would train by itself into the same folder"
+        ),
+    }
 }
 
 /// A grid of samples with the weights that sampling would take, always from the same noise; the

@@ -5,7 +5,7 @@
 
 use super::matmul::{Mat, matmul};
 use super::vector::{exp, max, sum, vectorized};
-use super::{TokenLayout, output, values};
+use super::{TokenLayout, output, plain, values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -49,6 +49,9 @@ pub fn attention(qkv: &Tensor, layout: &TokenLayout, heads: usize, mask: Mask) -
     let (rows, columns) = qkv.dims2()?;
     if rows != layout.rows() || columns % (3 * heads) != 0 {
         bail!("attention: qkv {:?}, {heads} heads, {layout:?}", qkv.dims())
+    }
+    if !qkv.device().is_cpu() {
+        return plain::attention(qkv, layout, heads, mask);
     }
     qkv.contiguous()?.apply_op1(Attention { layout: layout.clone(), heads, mask })
 }

@@ -11,6 +11,9 @@ const CUBIC: f32 = 0.044_715;
 
 /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, any shape, f32.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.gelu();
+    }
     x.contiguous()?.apply_op1(Gelu)
 }
 

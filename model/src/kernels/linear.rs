@@ -1,7 +1,7 @@
 //! Linear layers: `y = x W^T + b`.
 
 use super::matmul::{Mat, matmul, parallel};
-use super::{output, values};
+use super::{output, plain, values};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
 };
@@ -16,6 +16,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let ((_, k), (n, wk), bn) = (x.dims2()?, weight.dims2()?, bias.dims1()?);
     if k != wk || n != bn {
         bail!("linear: x {:?}, weight {:?}, bias {:?}", x.dims(), weight.dims(), bias.dims())
+    }
+    if !x.device().is_cpu() {
+        return plain::linear(x, weight, bias);
     }
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
 }

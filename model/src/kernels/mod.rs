@@ -1,4 +1,5 @@
-//! CPU kernels with exact gradients, as Candle custom operations in f32.
+//! CPU kernels with exact gradients, as Candle custom operations in f32; other devices take
+//! [`plain`] compositions of Candle's operations.
 //!
 //! The transformer's kernels work on one `(rows, width)` matrix that holds the tokens of every
 //! active level, laid out by [`TokenLayout`]. Each is tested against its plain composition.
@@ -15,6 +16,7 @@ mod linear;
 mod matmul;
 mod norm;
 mod panels;
+pub mod plain;
 mod residual;
 mod upsample;
 mod vector;

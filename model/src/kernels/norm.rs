@@ -2,7 +2,7 @@
 
 use super::layout::split_tiles;
 use super::vector::{sum, vectorized};
-use super::{TokenLayout, output, values};
+use super::{TokenLayout, output, plain, values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -28,6 +28,9 @@ pub fn modulated_norm(
     let grouped = groups == layout.batch() || groups == layout.batch() * layout.levels();
     if rows != layout.rows() || !grouped || columns < (shift.max(scale) + 1) * width {
         bail!("modulated_norm: x {:?}, modulation {:?}, {layout:?}", x.dims(), modulation.dims())
+    }
+    if !x.device().is_cpu() {
+        return plain::modulated_norm(x, modulation, layout, shift, scale);
     }
     let op = ModulatedNorm { layout: layout.clone(), shift, scale };
     x.contiguous()?.apply_op2(&modulation.contiguous()?, op)

@@ -1,7 +1,7 @@
 //! Gated residual connections: `x + gate * y` with a per-sample gate.
 
 use super::layout::split_tiles;
-use super::{TokenLayout, output, values};
+use super::{TokenLayout, output, plain, values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -23,6 +23,9 @@ pub fn gated_residual(
     let grouped = groups == layout.batch() || groups == layout.batch() * layout.levels();
     if rows != layout.rows() || x.dims() != y.dims() || !grouped || columns < (gate + 1) * width {
         bail!("gated_residual: x {:?}, modulation {:?}, {layout:?}", x.dims(), modulation.dims())
+    }
+    if !x.device().is_cpu() {
+        return plain::gated_residual(x, y, modulation, layout, gate);
     }
     let op = GatedResidual { layout: layout.clone(), gate };
     x.contiguous()?.apply_op3(&y.contiguous()?, &modulation.contiguous()?, op)

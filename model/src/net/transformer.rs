@@ -59,8 +59,8 @@ impl Transformer {
         Ok(Self { embed, positions, condition, blocks, tape, head, geometry, patch, outputs })
     }
 
-    /// From now on blocks have backward passes written by hand, whose gradients are to be had from
-    /// [`Transformer::block_gradients`] and not from Candle's.
+    /// From now on blocks have, on the CPU, backward passes written by hand, whose gradients are to
+    /// be had from [`Transformer::block_gradients`] and not from Candle's.
     ///
     /// With `recompute`, a block keeps its input alone and runs again in the backward pass: a third
     /// more arithmetic for a small part of the memory.
@@ -99,8 +99,10 @@ impl Transformer {
         let silu_c = c.silu()?;
         for block in &self.blocks {
             x = match &self.tape {
-                Some(tape) => tape.forward(block, &x, &silu_c, &layout, finest)?,
-                None => block.forward(&x, &silu_c, &layout, finest)?,
+                Some(tape) if x.device().is_cpu() => {
+                    tape.forward(block, &x, &silu_c, &layout, finest)?
+                }
+                _ => block.forward(&x, &silu_c, &layout, finest)?,
             };
         }
         let coarsest = finest + levels.len() - 1;

@@ -1,0 +1,57 @@
+"""Compares a run on the CPU with one on another device: latents, losses, weights, samples.
+
+    python compare.py RUN_CPU RUN_OTHER
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+
+failed = False
+
+
+def check(name, ours, theirs, bound):
+    global failed
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    error = np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1e-50)
+    fits = ours.shape == theirs.shape and error <= bound
+    print(f"{name}: {ours.size} values, largest difference / largest value {error:.1e} (bound {bound:.0e})")
+    failed |= not fits
+
+
+def levels(run):
+    rows = [row for file in sorted((run / "dataset").glob("**/*.parquet")) if "_delta_log" not in str(file)
+            for row in pq.read_table(file).to_pylist()]
+    rows.sort(key=lambda row: row["id"])
+    return [np.concatenate([np.frombuffer(row[f"level_{k}"], "<f2") for row in rows]) for k in range(2)]
+
+
+def tensors(run):
+    path = max((run / "run/checkpoints").glob("step-*.safetensors"))
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    groups = {}
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] == "F32":
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            groups.setdefault(name.split(".")[0], []).append(np.frombuffer(raw[start:end], "<f4"))
+    return {group: np.concatenate(values) for group, values in groups.items()}
+
+
+def losses(run):
+    return [json.loads(line)["loss"] for line in (run / "run/metrics.jsonl").read_text().splitlines()]
+
+
+cpu, other = (pathlib.Path(path) for path in sys.argv[1:])
+for k, pair in enumerate(zip(levels(cpu), levels(other))):
+    check(f"level {k} of the encoded images (f16)", *pair, 2e-3)
+check("losses of 6 steps", losses(cpu), losses(other), 1e-5)
+theirs = tensors(other)
+for group, values in tensors(cpu).items():
+    check(f"{group} after 6 steps, one resume", values, theirs[group], 1e-5)
+check("samples, levels of 255", np.load(cpu / "samples.npz")["arr_0"], np.load(other / "samples.npz")["arr_0"], 1.5 / 255)
+sys.exit(failed)

@@ -1,0 +1,44 @@
+#!/bin/bash
+# Encodes, trains, resumes and samples on the emulated GPU and on the CPU, and compares: nothing here
+# meets a GPU, but all calls of the CUDA path are made and Candle's kernels compute.
+# Usage: cuda/emulated.sh [SCRATCH]          (needs cargo, g++ and uv)
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+scratch=$(mkdir -p "${1:-$here/../.scratch/cuda-emulated}" && cd "${1:-$here/../.scratch/cuda-emulated}" && pwd)
+cd "$here/.."
+cargo fetch --locked -q
+cuda/stand-in.sh "$scratch"
+[ -e "$scratch/libcurand.so.10" ] || cuda/emulation/build.sh "$scratch"
+(
+  unset CUDA_HOME CUDA_PATH
+  export PATH=$scratch/bin:$PATH LIBRARY_PATH=$scratch/lib CUDA_COMPUTE_CAP=80
+  cargo build -q --release --locked --features cuda
+)
+lapflow=${CARGO_TARGET_DIR:-target}/release/lapflow
+
+# Where there is no driver, the same binary runs on the CPU and says so of cuda:0.
+"$lapflow" --help >/dev/null
+if answer=$("$lapflow" --device cuda:0 flops --preset demo 2>&1); then
+  echo "cuda:0 opened without a driver"; exit 1
+fi
+echo "without a driver: $answer"
+
+for device in cpu cuda:0; do
+  run=$scratch/run-${device%:*}
+  rm -rf "$run"
+  words=(--device "$device" --set "data.source=\"$here/../ingest/tests/golden/crop\""
+    --set "data.dataset=\"$run/dataset\"" --set "train.folder=\"$run/run\"")
+  [ "$device" = cpu ] || export LD_LIBRARY_PATH=$scratch
+  "$lapflow" encode cuda/tiny.toml "${words[@]}" 2>/dev/null
+  # The network trains on the same latents on both.
+  words+=(--set "data.dataset=\"$scratch/run-cpu/dataset\"")
+  "$lapflow" train cuda/tiny.toml "${words[@]}" --set train.steps=3 2>/dev/null
+  "$lapflow" train cuda/tiny.toml "${words[@]}" --resume 2>/dev/null
+  "$lapflow" --device "$device" sample "$run/run" --count 3 --out "$run/samples.npz"
+done
+unset LD_LIBRARY_PATH
+if [ ! -x "$scratch/venv/bin/python" ]; then
+  uv venv -q "$scratch/venv"
+  uv pip install -q --python "$scratch/venv/bin/python" numpy==2.3.5 pyarrow==22.0.0
+fi
+"$scratch/venv/bin/python" cuda/compare.py "$scratch/run-cpu" "$scratch/run-cuda"

@@ -1,0 +1,128 @@
+"""One row of the reproduction from encode to its scores; started again, it goes on where it stopped.
+
+    python run.py ROW.. --photos FOLDER --autoencoder ENCODER DECODER --work DIR [--seed 0]
+
+ROW names a file of rows/. Every second photo (by name) trains, the others are held back. What
+lapflow writes stays in DIR; the row's figures go to results/ROW-SEED.json, which table.py reads.
+Needs `cargo build --release` and requirements.txt.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import tomllib
+
+import features
+
+HERE = pathlib.Path(__file__).parent
+LAPFLOW = os.environ.get("LAPFLOW", str(HERE.parents[1] / "target/release/lapflow"))
+SAMPLES = 4000
+TIMED = 64  # images drawn to compare time at equal tolerance
+
+
+def lapflow(*words):
+    """Runs lapflow and returns what it prints as JSON, if anything."""
+    done = subprocess.run([LAPFLOW, "--json", *map(str, words)], check=True, stdout=subprocess.PIPE)
+    lines = done.stdout.decode().strip()
+    return json.loads(lines) if lines else None
+
+
+def once(path, make):
+    """What the JSON file at `path` holds, made by `make` where it is not there yet."""
+    if not path.exists():
+        result = make()
+        beside = path.with_suffix(".part")
+        beside.write_text(json.dumps(result, indent=1) + "\n")
+        beside.rename(path)
+    return json.loads(path.read_text())
+
+
+def settings(tables):
+    """`--set` words for all values of parsed TOML tables."""
+    for section, values in tables.items():
+        for key, value in values.items():
+            yield from ("--set", f"{section}.{key}={json.dumps(value)}")
+
+
+def photos(folder, work):
+    """Folders `source-PART` of links to the photos, and `photos-PART` of them cropped."""
+    names = sorted(folder.glob("*.jpg"))
+    parts = {"train": names[::2], "held": names[1::2], "all": names}
+    for part, paths in parts.items():
+        source = work / f"source-{part}"
+        source.mkdir(exist_ok=True)
+        for path in paths:
+            if not (link := source / path.name).exists():
+                link.symlink_to(path.resolve())
+        out = work / f"photos-{part}"
+        lapflow("ingest", source, "--size", 64, "--crop", "resize", "--out", out)
+
+
+def row(name, seed, args):
+    work, run = args.work, args.work / f"{name}-{seed}"
+    run.mkdir(exist_ok=True)
+    own = tomllib.loads((HERE / "rows" / f"{name}.toml").read_text())
+    machine = {
+        "data": {"source": str(work / "source-train"), "dataset": str(work / "dataset")},
+        "autoencoder": {"weights": [str(path.resolve()) for path in args.autoencoder]},
+        "train": {"folder": str(run / "run"), "seed": seed},
+    }
+    machine["train"] |= own.pop("train", {})
+    config = [HERE / "base.toml", *settings(own), *settings(machine)]
+    lapflow("encode", *config)
+    plan = once(run / "plan.json", lambda: lapflow("train", *config, "--dry-run"))
+    lapflow("train", *config, "--resume")
+    drawn = run / "samples.npz"
+    sampled = once(
+        run / "sampled.json",
+        lambda: lapflow("sample", run / "run", "--count", SAMPLES, "--out", drawn),
+    )
+
+    def at_tolerance():
+        tolerance = ["--solver", "dopri5", "--set", "rtol=1e-4", "--set", "atol=1e-4"]
+        out = run / "timed.npz"
+        out.unlink(missing_ok=True)
+        return lapflow("sample", run / "run", "--count", TIMED, "--out", out, *tolerance)
+
+    timed = once(run / "timed.json", at_tolerance)
+    scores = once(run / "features.json", lambda: features.scores(drawn, work))
+    weights = ["--autoencoder", *args.autoencoder]
+    latent = {
+        part: once(
+            run / f"latent-{part}.json",
+            lambda: lapflow(
+                "eval", drawn, work / f"photos-{part}", "--allow-few", "--json", *weights,
+                "--metrics", "fd-latent",
+            ),
+        )
+        for part in ("all", "held")
+    }
+    metrics = [json.loads(line) for line in (run / "run/metrics.jsonl").read_text().splitlines()]
+    result = {
+        "row": name, "seed": seed, "plan": plan, "train": metrics[-10:], "sampled": sampled,
+        "timed": timed, "features": scores, "latent": latent,
+    }
+    return json.loads(json.dumps(result).replace(str(work), "WORK"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("rows", nargs="+")
+    parser.add_argument("--photos", type=pathlib.Path, required=True)
+    parser.add_argument("--autoencoder", type=pathlib.Path, nargs="+", required=True)
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    photos(args.photos, args.work)
+    for name in args.rows:
+        once(results / f"{name}-{args.seed}.json", lambda: row(name, args.seed, args))
+        print(f"{name}, seed {args.seed}: done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,19 +6,11 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 scratch=$(mkdir -p "${1:-$here/../.scratch/cuda}" && cd "${1:-$here/../.scratch/cuda}" && pwd)
-if [ ! -x "$scratch/venv/bin/python" ]; then
-  uv venv -q "$scratch/venv"
-  uv pip install -q --python "$scratch/venv/bin/python" --no-deps \
-    nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
-    nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
-fi
-CUDA_HOME=$(echo "$scratch"/venv/lib/python3.*/site-packages/nvidia/cu13)
-export CUDA_HOME
-ln -sfn lib "$CUDA_HOME/lib64"
+source "$here/toolkit.sh"
 cd "$here/.."
 cargo fetch --locked -q
 cuda/stubs.sh "$scratch/lib"
 ln -sf "$CUDA_HOME/lib/libcudart_static.a" "$scratch/lib/libcudart.a"
-export PATH=$CUDA_HOME/bin:$PATH LIBRARY_PATH=$scratch/lib
+export LIBRARY_PATH=$scratch/lib
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-2}
 cargo build --release --locked --features cuda

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Encodes, trains, resumes and samples on the emulated GPU and on the CPU, and compares: nothing here
-# meets a GPU, but all calls of the CUDA path are made and Candle's kernels compute.
+# Runs every kernel on the emulated GPU in three orders of threads, with planted faults that must be
+# found; then encodes, trains, resumes and samples on it and on the CPU, and compares. Nothing here
+# meets a GPU, but all calls of the CUDA path are made, and our kernels and Candle's compute.
 # Usage: cuda/emulated.sh [SCRATCH]          (needs cargo, g++ and uv)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -8,7 +9,7 @@ scratch=$(mkdir -p "${1:-$here/../.scratch/cuda-emulated}" && cd "${1:-$here/../
 cd "$here/.."
 cargo fetch --locked -q
 cuda/stand-in.sh "$scratch"
-[ -e "$scratch/libcurand.so.10" ] || cuda/emulation/build.sh "$scratch"
+cuda/emulation/build.sh "$scratch"
 (
   unset CUDA_HOME CUDA_PATH
   export PATH=$scratch/bin:$PATH LIBRARY_PATH=$scratch/lib CUDA_COMPUTE_CAP=80
@@ -22,6 +23,27 @@ if answer=$("$lapflow" --device cuda:0 flops --preset demo 2>&1); then
   echo "cuda:0 opened without a driver"; exit 1
 fi
 echo "without a driver: $answer"
+
+for order in 0 1 2; do # threads ascending, descending, shuffled
+  EMU_ORDER=$order LD_LIBRARY_PATH=$scratch "$lapflow" --device cuda:0 doctor --seconds 0 --seed $RANDOM
+done
+
+# Without its barriers a kernel must fail.
+mkdir -p "$scratch/faulty/objects" "$scratch/faulty/kernels"
+cp -p "$scratch"/objects/*.kernel.o "$scratch/faulty/objects"
+for kernel in model/src/kernels/cuda/*.cu*; do
+  sed 's/__syncthreads();//' "$kernel" >"$scratch/faulty/kernels/$(basename "$kernel")"
+done
+cuda/emulation/build.sh "$scratch/faulty" "$scratch/faulty/kernels"
+for order in 0 1; do
+  if EMU_ORDER=$order LD_LIBRARY_PATH=$scratch/faulty "$lapflow" --device cuda:0 doctor --seconds 0; then
+    echo "missing barriers were not found"; exit 1
+  fi
+done >"$scratch/faulty/log" 2>&1
+for kernel in attention "modulated norm" "gated residual"; do
+  grep -q "^$kernel.*WRONG" "$scratch/faulty/log" || { echo "a missing barrier was not found: $kernel"; exit 1; }
+done
+echo "with barriers removed: $(tail -n 1 "$scratch/faulty/log")"
 
 for device in cpu cuda:0; do
   run=$scratch/run-${device%:*}

@@ -1,7 +1,8 @@
 #!/bin/bash
-# Builds a libcuda, libcublas and libcurand that run Candle's own kernels on the host, from their
+# Builds a libcuda, libcublas and libcurand that run our kernels and Candle's on the host, from their
 # source: for tests of the CUDA path on a machine without a GPU.
-# Usage: cuda/emulation/build.sh OUT; then LD_LIBRARY_PATH=OUT lapflow --device cuda:0 ...
+# Usage: cuda/emulation/build.sh OUT [KERNELS]; then LD_LIBRARY_PATH=OUT lapflow --device cuda:0 ...
+# KERNELS is another folder for our kernels. What is in OUT and newer than its source stays.
 #
 # Device memory is host memory filled with NaN when it is allocated. Functions that are not
 # emulated say so and fail. Needs g++ and the crates in cargo's registry (cargo fetch).
@@ -12,20 +13,23 @@ out=$(cd "$1" && pwd)
 objects=$out/objects
 source "$here/../crates.sh"
 kernels=$(crate candle-kernels)/src
+ours=${2:-$here/../../model/src/kernels/cuda}
 flags=(-std=c++17 -O2 -fno-strict-aliasing -fno-extern-tls-init -fPIC -w)
 device=(-fpermissive -DCUDA_EMU -D__CUDA_ARCH__=800 -D__CUDACC_VER_MAJOR__=13 -D__CUDACC_VER_MINOR__=0
-  -I"$here/include" -I"$here" -include cuda_fp16.h -I"$kernels")
+  -I"$here/include" -I"$here" -include cuda_fp16.h -I"$kernels" -I"$ours")
 
-# Candle's kernels for the host, each with an entry that the emulated driver finds by name.
-for name in fill affine ternary binary unary indexing reduce cast conv sort; do
-  g++ "${flags[@]}" "${device[@]}" -O0 -x c++ -c "$kernels/$name.cu" -o "$objects/plain.o"
+# Kernels for the host, each with an entry that the emulated driver finds by name.
+for source in "$kernels"/{fill,affine,ternary,binary,unary,indexing,reduce,cast,conv,sort}.cu "$ours"/*.cu; do
+  name=$(basename "$source" .cu)
+  if [ "$objects/$name.kernel.o" -nt "$source" ] && [ "$objects/$name.kernel.o" -nt "$ours/common.cuh" ]; then continue; fi
+  g++ "${flags[@]}" "${device[@]}" -O0 -x c++ -c "$source" -o "$objects/plain.o"
   {
-    grep -h "extern __shared__" "$kernels/$name.cu" |
+    grep -h "extern __shared__" "$source" |
       sed -E 's/.*__shared__ +(.*[^ ]) +([a-z_]+)\[\].*/EMU_DYN_SHARED(\1, \2)/' | sort -u || true
-    echo "#include \"$kernels/$name.cu\""
+    echo "#include \"$source\""
     nm --defined-only "$objects/plain.o" | awk '$2 == "T" && $3 !~ /^_Z/ {print "EMU_EXPORT(" $3 ")"}'
   } >"$objects/$name.cpp"
-  g++ "${flags[@]}" "${device[@]}" -c "$objects/$name.cpp" -o "$objects/$name.o"
+  g++ "${flags[@]}" "${device[@]}" -c "$objects/$name.cpp" -o "$objects/$name.kernel.o"
 done
 
 # library MODULE SONAME SOURCE [OBJECT..]: what SOURCE defines, every other function of the module failing.
@@ -43,7 +47,6 @@ library() {
   # Device functions that several kernel files repeat are the same in each.
   g++ -shared -Wl,-z,muldefs -Wl,-soname,"$soname" "$objects/$module.o" "$objects/$module-rest.o" "$@" -o "$out/$soname" -ldl
 }
-library driver libcuda.so.1 "$here/driver.cpp" \
-  "$objects"/{fill,affine,ternary,binary,unary,indexing,reduce,cast,conv,sort}.o
+library driver libcuda.so.1 "$here/driver.cpp" "$objects"/*.kernel.o
 library cublas libcublas.so.13 "$here/cublas.cpp"
 library curand libcurand.so.10 "$here/curand.cpp"

@@ -31,6 +31,7 @@ int cuDeviceGet(int *device, int ordinal) {
   return ordinal < DEVICES ? SUCCESS : INVALID_DEVICE;
 }
 int cuDeviceGetAttribute(int *value, int, int) { *value = 1; return SUCCESS; }
+int cuDeviceGetName(char *name, int bytes, int) { snprintf(name, bytes, "emulated GPU"); return SUCCESS; }
 int cuDevicePrimaryCtxRetain(Handle *context, int device) { *context = &contexts[device]; return SUCCESS; }
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxSetCurrent(Handle context) { current = context; return SUCCESS; }
@@ -55,6 +56,7 @@ int cuMemAlloc_v2(Pointer *pointer, size_t bytes) {
   *pointer = reinterpret_cast<Pointer>(memset(memory, 0xff, bytes));
   return SUCCESS;
 }
+int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) { *free_bytes = *total = size_t(1) << 30; return SUCCESS; }
 int cuMemAllocAsync(Pointer *pointer, size_t bytes, Handle) { return cuMemAlloc_v2(pointer, bytes); }
 int cuMemFree_v2(Pointer pointer) { free(at(pointer)); return SUCCESS; }
 int cuMemFreeAsync(Pointer pointer, Handle) { free(at(pointer)); return SUCCESS; }

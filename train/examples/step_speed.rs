@@ -6,10 +6,8 @@
 use candle_core::Device;
 use lapflow_model::flow::{FlowConfig, Path};
 use lapflow_model::net::{ModelConfig, Preset, cost};
-use lapflow_store::{
-    Batch, Dataset, Dtype, LevelBatch, LevelSpec, LoaderState, Metadata, Posterior, Row,
-};
-use lapflow_train::{Loss, Recipe, TrainConfig, Trainer, geometry};
+use lapflow_store::LevelSpec;
+use lapflow_train::{Loss, Recipe, TrainConfig, Trainer, geometry, synthetic};
 use std::time::Instant;
 
 #[global_allocator]
@@ -27,7 +25,8 @@ fn main() -> Result<(), Error> {
     let steps: usize = args.next().ok_or("how many steps?")?.parse()?;
     let folder = tempfile::tempdir()?;
     let uri = folder.path().to_str().ok_or("a folder with a plain name")?;
-    let dataset = tokio::runtime::Runtime::new()?.block_on(one_row(uri))?;
+    let dataset =
+        tokio::runtime::Runtime::new()?.block_on(synthetic::dataset(uri, &specs(), CLASSES))?;
 
     let model = ModelConfig {
         preset: match size.as_str() {
@@ -44,7 +43,7 @@ fn main() -> Result<(), Error> {
     let train = alternating(&path, &stages, batch)?;
     let recipe = Recipe { model, flow, train, autoencoder: serde_json::json!({}) };
     let mut trainer = Trainer::new(&recipe, &dataset, &Device::Cpu)?;
-    let batch = random_batch(batch);
+    let batch = synthetic::batch(&specs(), batch, CLASSES);
     let mut seconds = vec![Vec::new(); LEVELS];
     for &stage in &stages {
         let start = Instant::now();
@@ -77,47 +76,6 @@ fn alternating(path: &Path, stages: &[usize], batch: usize) -> Result<TrainConfi
         .ok_or_else(|| "no seed draws these stages".into())
 }
 
-async fn one_row(uri: &str) -> Result<Dataset, Error> {
-    let metadata = Metadata {
-        classes: (0..CLASSES).map(|i| i.to_string()).collect(),
-        ..Metadata::new(specs(), Dtype::F32, Posterior::Mean)
-    };
-    let dataset = Dataset::create(uri, &metadata).await?;
-    let mut shard = dataset.shard("0").await?;
-    let row = random_batch(1);
-    shard
-        .push(Row {
-            id: 0,
-            label: 0,
-            source: "noise".into(),
-            sha256: [0; 32],
-            width: 256,
-            height: 256,
-            view: 0,
-            levels: row.levels.into_iter().map(|level| level.data.to_vec()).collect(),
-            logvar: None,
-        })
-        .await?;
-    shard.commit().await?;
-    Ok(dataset.refresh().await?)
-}
-
 fn specs() -> Vec<LevelSpec> {
     (0..LEVELS).map(|k| LevelSpec { channels: 4, height: 32 >> k, width: 32 >> k }).collect()
-}
-
-fn random_batch(batch: usize) -> Batch {
-    let level = |spec: LevelSpec| {
-        let count = batch * spec.channels * spec.height * spec.width;
-        let values: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin() * 1.4).collect();
-        LevelBatch { spec, dtype: Dtype::F32, data: Dtype::F32.encode(&values).into() }
-    };
-    Batch {
-        ids: (0..batch as i64).collect(),
-        labels: (0..batch as i32).collect(),
-        positions: (0..batch as u32).collect(),
-        levels: specs().into_iter().map(level).collect(),
-        logvar: None,
-        state: LoaderState::default(),
-    }
 }

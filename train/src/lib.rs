@@ -42,6 +42,7 @@ mod mpi;
 mod optimizer;
 mod ranks;
 mod run;
+pub mod synthetic;
 mod tensorboard;
 mod trainer;
 

@@ -80,7 +80,8 @@ pub fn run_session(
     let mut feed = Feed::open(trainer, dataset, &session.others, session.follow)?;
     // The first of several ranks writes for all.
     let writes = trainer.ranks().rank() == 0;
-    let mut log = writes.then(|| Log::open(folder, trainer.state().step)).transpose()?;
+    let rate = matrix_rate(trainer.device())?;
+    let mut log = writes.then(|| Log::open(folder, trainer.state().step, rate)).transpose()?;
     let mut window = Window::default();
     let (begin, mut images) = (Instant::now(), 0);
     while trainer.state().step < config.steps && !stopped(trainer, stop)? {
@@ -162,11 +163,11 @@ struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
-    fn open(folder: &'a RunFolder, step: u64) -> Result<Self> {
+    fn open(folder: &'a RunFolder, step: u64, matrix_rate: f64) -> Result<Self> {
         folder.rewind_metrics(step)?;
         let metrics = folder.append_metrics()?;
         let events = EventFile::create(&folder.events(), step)?;
-        Ok(Self { folder, metrics, events, matrix_rate: matrix_rate() })
+        Ok(Self { folder, metrics, events, matrix_rate })
     }
 
     fn line(&mut self, window: &Window, step: u64) -> Result<Line> {

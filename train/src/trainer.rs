@@ -202,6 +202,11 @@ impl Trainer {
         &self.params
     }
 
+    /// Where it trains.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// One optimizer step on `batch`.
     ///
     /// # Errors

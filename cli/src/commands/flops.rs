@@ -1,7 +1,7 @@
 //! `lapflow flops`: what a model costs, against DiT with the same backbone.
 
 use super::Context;
-use crate::config::ConfigArgs;
+use crate::config::{Config, ConfigArgs};
 use anyhow::Result;
 use lapflow_model::flow::FlowConfig;
 use lapflow_model::net::{Cost, Geometry, ModelConfig, cost};
@@ -27,14 +27,8 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let config = args.config.load()?;
     let flow = config.flow.build()?;
-    let side = args.latent.unwrap_or(config.data.ingest.size as usize / 8);
-    let geometry = Geometry {
-        channels: args.channels,
-        height: side,
-        width: side,
-        levels: flow.levels(),
-        classes: args.classes,
-    };
+    let geometry = geometry(&config, args.channels, args.latent, args.classes)?;
+    let side = geometry.height;
     config.model.validate(&geometry)?;
     let multi = cost(&config.model, &geometry, flow.as_ref());
     let single = single_scale(&config.model, &geometry)?;
@@ -52,6 +46,18 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     println!("mean        {:.3} GMACs an evaluation", multi.mean_macs / 1e9);
     println!("DiT         {:.3} GMACs an evaluation; ratio {ratio:.3}", single.mean_macs / 1e9);
     Ok(())
+}
+
+/// What a config's network would work on; `latent` is the side, by default the image's over 8.
+pub fn geometry(
+    config: &Config,
+    channels: usize,
+    latent: Option<usize>,
+    classes: usize,
+) -> Result<Geometry> {
+    let side = latent.unwrap_or(config.data.ingest.size as usize / 8);
+    let levels = config.flow.build()?.levels();
+    Ok(Geometry { channels, height: side, width: side, levels, classes })
 }
 
 /// The cost of the same backbone on one level, without condition tokens: DiT.

@@ -4,6 +4,7 @@ mod autoencoder;
 mod convert;
 mod dataset;
 mod demo;
+mod doctor;
 mod encode;
 mod eval;
 mod flops;
@@ -81,6 +82,8 @@ enum Command {
     Flops(flops::Args),
     /// Write a self-contained HTML report of a run
     Report(report::Args),
+    /// Check and measure the device: every kernel against the CPU, and a minute of training
+    Doctor(doctor::Args),
 }
 
 /// What every command is given.
@@ -118,6 +121,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Convert(args) => convert::run(&args, &context),
         Command::Flops(args) => flops::run(&args, &context),
         Command::Report(args) => report::run(&args, &context),
+        Command::Doctor(args) => doctor::run(&args, &context),
     }
 }
 

@@ -5,12 +5,14 @@
 
 use super::matmul::{Mat, matmul};
 use super::vector::{exp, max, sum, vectorized};
-use super::{TokenLayout, output, plain, values};
+use super::{TokenLayout, has_kernels, output, plain, values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use gemm::Parallelism;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+#[cfg(feature = "cuda")]
+use {super::cuda, candle_core::CudaStorage};
 
 /// Queries whose scores exist at one time: a thread holds at most this many rows of scores.
 const TILE_QUERIES: usize = 64;
@@ -50,7 +52,7 @@ pub fn attention(qkv: &Tensor, layout: &TokenLayout, heads: usize, mask: Mask) -
     if rows != layout.rows() || columns % (3 * heads) != 0 {
         bail!("attention: qkv {:?}, {heads} heads, {layout:?}", qkv.dims())
     }
-    if !qkv.device().is_cpu() {
+    if !has_kernels(qkv) {
         return plain::attention(qkv, layout, heads, mask);
     }
     qkv.contiguous()?.apply_op1(Attention { layout: layout.clone(), heads, mask })
@@ -191,6 +193,11 @@ impl CustomOp1 for Attention {
         output(out, (count, width))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, qkv: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::attention(&self.layout, self.heads, self.mask, (qkv, layout))
+    }
+
     fn bwd(&self, qkv: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(attention_backward(qkv, grad, &self.layout, self.heads, self.mask)?))
     }
@@ -229,6 +236,18 @@ impl CustomOp2 for AttentionBackward {
             }
         });
         output(out, layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        qkv: &CudaStorage,
+        layout: &Layout,
+        grad: &CudaStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (qkv, grad) = ((qkv, layout), (grad, grad_layout));
+        cuda::attention_backward(&self.0.layout, self.0.heads, self.0.mask, qkv, grad)
     }
 }
 

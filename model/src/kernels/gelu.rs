@@ -1,9 +1,11 @@
 //! GELU in its tanh form, as DiT uses it.
 
 use super::vector::{tanh, vectorized};
-use super::{output, values};
+use super::{has_kernels, output, values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+#[cfg(feature = "cuda")]
+use {super::cuda, candle_core::CudaStorage};
 
 const CHUNK: usize = 4096;
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -11,7 +13,7 @@ const CUBIC: f32 = 0.044_715;
 
 /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, any shape, f32.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !has_kernels(x) {
         return x.gelu();
     }
     x.contiguous()?.apply_op1(Gelu)
@@ -43,6 +45,11 @@ impl CustomOp1 for Gelu {
             )
         });
         output(y, layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::gelu((x, layout))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -81,6 +88,17 @@ impl CustomOp2 for GeluBackward {
             )
         });
         output(dx, layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        layout: &Layout,
+        grad: &CudaStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::gelu_dx((x, layout), (grad, grad_layout))
     }
 }
 

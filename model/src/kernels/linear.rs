@@ -26,6 +26,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 /// dL/dx, dL/dweight and dL/dbias of [`linear`].
 pub(crate) fn linear_backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
     let grad = grad.contiguous()?;
+    if !grad.device().is_cpu() {
+        return plain::linear_backward(x, weight, &grad);
+    }
     Ok([
         grad.apply_op2_no_bwd(weight, &Product::Plain)?,
         grad.apply_op2_no_bwd(x, &Product::LeftTransposed)?,

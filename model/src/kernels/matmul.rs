@@ -83,9 +83,8 @@ pub(crate) fn parallel() -> Parallelism {
     Parallelism::Rayon(rayon::current_num_threads())
 }
 
-/// Multiply-accumulates a second of this machine's f32 matrix product on all threads of the pool:
-/// the best of a few products, a tenth of a second in all. What a network's rate is measured by.
-pub fn matrix_rate() -> f64 {
+/// [`super::matrix_rate`] on all threads of the pool.
+pub(super) fn cpu_matrix_rate() -> f64 {
     const SIDE: usize = 1024;
     const TRIES: usize = 6;
     let (a, b) = (vec![0.5f32; SIDE * SIDE], vec![0.25f32; SIDE * SIDE]);

@@ -1,14 +1,17 @@
-//! CPU kernels with exact gradients, as Candle custom operations in f32; other devices take
-//! [`plain`] compositions of Candle's operations.
+//! Kernels with exact gradients, as Candle custom operations: on the CPU in f32, on CUDA devices
+//! (`cuda/`) in f32 and bf16; everything else takes [`plain`] compositions of Candle's operations.
 //!
 //! The transformer's kernels work on one `(rows, width)` matrix that holds the tokens of every
 //! active level, laid out by [`TokenLayout`]. Each is tested against its plain composition.
 #![allow(unsafe_code)]
 
 mod attention;
+mod check;
 mod conv2d;
 mod conv2d_im2col;
 mod conv2d_winograd;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod gelu;
 mod group_norm;
 mod layout;
@@ -17,12 +20,14 @@ mod matmul;
 mod norm;
 mod panels;
 pub mod plain;
+mod rate;
 mod residual;
 mod upsample;
 mod vector;
 
 pub(crate) use attention::attention_backward;
 pub use attention::{Mask, attention};
+pub use check::{Checked, check};
 pub use conv2d::{ConvGeometry, conv2d};
 pub use gelu::gelu;
 pub(crate) use gelu::gelu_backward;
@@ -30,14 +35,23 @@ pub use group_norm::{Activation, group_norm};
 pub use layout::TokenLayout;
 pub use linear::linear;
 pub(crate) use linear::linear_backward;
-pub use matmul::matrix_rate;
 pub use norm::modulated_norm;
 pub(crate) use norm::modulated_norm_backward;
+pub use rate::matrix_rate;
 pub use residual::gated_residual;
 pub(crate) use residual::gated_residual_backward;
 pub use upsample::upsample;
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
+
+/// Whether there are kernels of ours for a tensor; others take the [`plain`] compositions.
+fn has_kernels(x: &Tensor) -> bool {
+    #[cfg(feature = "cuda")]
+    if cuda::has_kernels(x) {
+        return true;
+    }
+    x.device().is_cpu()
+}
 
 /// The values of a contiguous f32 tensor on the CPU.
 fn values<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

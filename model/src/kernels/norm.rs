@@ -2,9 +2,11 @@
 
 use super::layout::split_tiles;
 use super::vector::{sum, vectorized};
-use super::{TokenLayout, output, plain, values};
+use super::{TokenLayout, has_kernels, output, plain, values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+#[cfg(feature = "cuda")]
+use {super::cuda, candle_core::CudaStorage};
 
 /// The variance's epsilon, as in DiT.
 const EPS: f32 = 1e-6;
@@ -29,7 +31,7 @@ pub fn modulated_norm(
     if rows != layout.rows() || !grouped || columns < (shift.max(scale) + 1) * width {
         bail!("modulated_norm: x {:?}, modulation {:?}, {layout:?}", x.dims(), modulation.dims())
     }
-    if !x.device().is_cpu() {
+    if !has_kernels(x) {
         return plain::modulated_norm(x, modulation, layout, shift, scale);
     }
     let op = ModulatedNorm { layout: layout.clone(), shift, scale };
@@ -91,6 +93,18 @@ impl CustomOp2 for ModulatedNorm {
             )
         });
         output(y, x_layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        modulation: &CudaStorage,
+        m_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let chunks = [self.shift, self.scale];
+        cuda::modulated_norm(&self.layout, chunks, (x, x_layout), (modulation, m_layout))
     }
 
     fn bwd(
@@ -160,6 +174,20 @@ impl CustomOp3 for InputGradient {
         });
         output(dx, x_layout.shape())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        modulation: &CudaStorage,
+        m_layout: &Layout,
+        grad: &CudaStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let operands = [(x, x_layout), (modulation, m_layout), (grad, grad_layout)];
+        cuda::modulated_norm_dx(&self.0.layout, self.0.scale, operands)
+    }
 }
 
 #[inline(always)]
@@ -211,6 +239,20 @@ impl CustomOp3 for ModulationGradient {
             dm[self.0.scale * width..][..width].copy_from_slice(&scale);
         });
         output(dm, m_layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        _modulation: &CudaStorage,
+        m_layout: &Layout,
+        grad: &CudaStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (op, chunks) = (&self.0, [self.0.shift, self.0.scale]);
+        cuda::modulated_norm_dm(&op.layout, chunks, (x, x_layout), m_layout, (grad, grad_layout))
     }
 }
 

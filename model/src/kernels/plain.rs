@@ -14,6 +14,11 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.matmul(&weight.t()?)?.broadcast_add(bias)
 }
 
+/// Gradients of [`linear`] with respect to `x`, `weight` and `bias`.
+pub fn linear_backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+    Ok([grad.matmul(weight)?, grad.t()?.matmul(x)?, grad.sum(0)?])
+}
+
 /// [`super::modulated_norm`].
 pub fn modulated_norm(
     x: &Tensor,

@@ -1,9 +1,11 @@
 //! Gated residual connections: `x + gate * y` with a per-sample gate.
 
 use super::layout::split_tiles;
-use super::{TokenLayout, output, plain, values};
+use super::{TokenLayout, has_kernels, output, plain, values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+#[cfg(feature = "cuda")]
+use {super::cuda, candle_core::CudaStorage};
 
 const TILE_ROWS: usize = 32;
 
@@ -24,7 +26,7 @@ pub fn gated_residual(
     if rows != layout.rows() || x.dims() != y.dims() || !grouped || columns < (gate + 1) * width {
         bail!("gated_residual: x {:?}, modulation {:?}, {layout:?}", x.dims(), modulation.dims())
     }
-    if !x.device().is_cpu() {
+    if !has_kernels(x) {
         return plain::gated_residual(x, y, modulation, layout, gate);
     }
     let op = GatedResidual { layout: layout.clone(), gate };
@@ -92,6 +94,20 @@ impl CustomOp3 for GatedResidual {
         output(self.apply(Some(x), y, m, groups), x_layout.shape())
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        y: &CudaStorage,
+        y_layout: &Layout,
+        modulation: &CudaStorage,
+        m_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (base, m) = (Some((x, x_layout)), (modulation, m_layout));
+        cuda::gated_residual(&self.layout, self.gate, base, (y, y_layout), m)
+    }
+
     fn bwd(
         &self,
         _x: &Tensor,
@@ -125,6 +141,18 @@ impl CustomOp2 for BranchGradient {
         let grad = values(self.name(), grad, grad_layout)?;
         let m = values(self.name(), modulation, m_layout)?;
         output(self.0.apply(None, grad, m, groups), grad_layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        grad: &CudaStorage,
+        grad_layout: &Layout,
+        modulation: &CudaStorage,
+        m_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (grad, m) = ((grad, grad_layout), (modulation, m_layout));
+        cuda::gated_residual(&self.0.layout, self.0.gate, None, grad, m)
     }
 }
 
@@ -160,5 +188,19 @@ impl CustomOp3 for GateGradient {
             }
         });
         output(dm, m_layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        grad: &CudaStorage,
+        grad_layout: &Layout,
+        y: &CudaStorage,
+        y_layout: &Layout,
+        _modulation: &CudaStorage,
+        m_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (grad, y) = ((grad, grad_layout), (y, y_layout));
+        cuda::gated_residual_dm(&self.0.layout, self.0.gate, grad, y, m_layout)
     }
 }

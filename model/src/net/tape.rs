@@ -5,6 +5,8 @@ use super::layers::Gradients;
 use crate::error::Result;
 use crate::kernels::TokenLayout;
 use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result as TensorResult, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, Storage, backend::BackendStorage};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Runs blocks so that Candle sees one operation on a block's input and the conditioning.
@@ -33,7 +35,7 @@ impl Tape {
         finest: usize,
     ) -> Result<Tensor> {
         let (out, saved) = block.forward_saved(&x.detach(), &silu_c.detach(), layout, finest)?;
-        let output = Mutex::new(Some(out.flatten_all()?.to_vec1::<f32>()?));
+        let output = Mutex::new(Some(out.detach()));
         let saved = Mutex::new(Some(saved.detach()).filter(|_| !self.recompute));
         let (block, layout, tape) = (block.clone(), layout.clone(), self.clone());
         Ok(x.apply_op2(silu_c, Step { block, layout, finest, output, saved, tape })?)
@@ -51,10 +53,17 @@ struct Step {
     layout: TokenLayout,
     finest: usize,
     /// The result, until the forward pass hands it on.
-    output: Mutex<Option<Vec<f32>>>,
+    output: Mutex<Option<Tensor>>,
     /// The activations until the backward pass, unless they are recomputed.
     saved: Mutex<Option<Saved>>,
     tape: Tape,
+}
+
+impl Step {
+    fn output(&self) -> TensorResult<Tensor> {
+        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+        output.ok_or_else(|| Error::msg("a block's step runs forward once"))
+    }
 }
 
 impl CustomOp2 for Step {
@@ -69,9 +78,23 @@ impl CustomOp2 for Step {
         _silu_c: &CpuStorage,
         _c_layout: &Layout,
     ) -> TensorResult<(CpuStorage, Shape)> {
-        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let output = output.ok_or_else(|| Error::msg("a block's step runs forward once"))?;
-        Ok((CpuStorage::F32(output), layout.shape().clone()))
+        Ok((CpuStorage::F32(self.output()?.flatten_all()?.to_vec1()?), layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        _x: &CudaStorage,
+        layout: &Layout,
+        _silu_c: &CudaStorage,
+        _c_layout: &Layout,
+    ) -> TensorResult<(CudaStorage, Shape)> {
+        let output = self.output()?;
+        let (storage, own) = output.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            return Err(Error::msg("a block's step stays on its device"));
+        };
+        Ok((storage.try_clone(own)?, layout.shape().clone()))
     }
 
     fn bwd(

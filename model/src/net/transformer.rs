@@ -99,10 +99,8 @@ impl Transformer {
         let silu_c = c.silu()?;
         for block in &self.blocks {
             x = match &self.tape {
-                Some(tape) if x.device().is_cpu() => {
-                    tape.forward(block, &x, &silu_c, &layout, finest)?
-                }
-                _ => block.forward(&x, &silu_c, &layout, finest)?,
+                Some(tape) => tape.forward(block, &x, &silu_c, &layout, finest)?,
+                None => block.forward(&x, &silu_c, &layout, finest)?,
             };
         }
         let coarsest = finest + levels.len() - 1;

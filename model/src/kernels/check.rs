@@ -1,0 +1,155 @@
+//! Every operation on a device against the same on the CPU, forward and backward: what
+//! `lapflow doctor` runs.
+
+use super::{
+    Activation, ConvGeometry, Mask, TokenLayout, attention, conv2d, gated_residual, gelu,
+    group_norm, linear, modulated_norm, upsample,
+};
+use crate::flow::image_rng;
+use candle_core::{DType, Device, Result, Tensor, Var};
+use rand::RngExt;
+use rand_distr::{Distribution, StandardNormal};
+
+/// What an operation's largest error was, relative to its largest value.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The operation.
+    pub name: String,
+    /// The type of values on the device; the CPU computes in f32 with the same values.
+    pub dtype: DType,
+    /// Of the result and of all gradients.
+    pub error: f64,
+    /// What is still rounding.
+    pub bound: f64,
+}
+
+impl Checked {
+    /// Whether the error is rounding. Not a number is not.
+    pub fn passed(&self) -> bool {
+        self.error <= self.bound
+    }
+}
+
+type Operation = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
+
+/// An operation and the shapes of its inputs, all of which have gradients.
+struct Case {
+    name: String,
+    shapes: Vec<Vec<usize>>,
+    run: Operation,
+    /// Whether it runs in bf16 too.
+    bf16: bool,
+}
+
+/// Runs every operation of the network and the autoencoders on `device` and on the CPU, over
+/// layouts and values drawn from `seed`.
+///
+/// # Errors
+/// When an operation cannot run. What is wrong with its values is in the result.
+pub fn check(device: &Device, seed: u64) -> Result<Vec<Checked>> {
+    let mut checked = Vec::new();
+    for (i, case) in cases(seed).into_iter().enumerate() {
+        let types = [(DType::F32, 2e-5), (DType::BF16, 2e-2)];
+        for (dtype, bound) in types.into_iter().take(1 + usize::from(case.bf16 && !device.is_cpu()))
+        {
+            let on =
+                |device: &Device, compute| outcome(&case, device, dtype, compute, seed + i as u64);
+            let (want, got) = (on(&Device::Cpu, DType::F32)?, on(device, dtype)?);
+            let errors = want.iter().zip(&got).map(|(want, got)| relative_error(want, got));
+            let error = errors.fold(0.0, |a: f64, b| if b.is_nan() || b > a { b } else { a });
+            checked.push(Checked { name: case.name.clone(), dtype, error, bound });
+        }
+    }
+    Ok(checked)
+}
+
+fn cases(seed: u64) -> Vec<Case> {
+    let mut rng = image_rng(seed, 0);
+    let tokens = (0..rng.random_range(1..4)).map(|_| rng.random_range(1..80)).collect();
+    let layout = TokenLayout::new(rng.random_range(1..4), tokens);
+    let (rows, width) = (layout.rows(), rng.random_range(1..100));
+    let mut cases = vec![
+        case("linear", &[&[rows, width], &[37, width], &[37]], |t| linear(&t[0], &t[1], &t[2])),
+        case("gelu", &[&[rows, width]], |t| gelu(&t[0])),
+    ];
+    for groups in [layout.batch(), layout.batch() * layout.levels()] {
+        let (x, m) = ([rows, width], [groups, 6 * width]);
+        let l = layout.clone();
+        cases.push(case("modulated norm", &[&x, &m], move |t| {
+            modulated_norm(&t[0], &t[1], &l, 3, 4)
+        }));
+        let l = layout.clone();
+        cases.push(case("gated residual", &[&x, &x, &m], move |t| {
+            gated_residual(&t[0], &t[1], &t[2], &l, 2)
+        }));
+    }
+    for (mask, dim) in [(Mask::Causal, 64), (Mask::None, 72), (Mask::Own, 24), (Mask::Causal, 96)] {
+        let (l, heads) = (layout.clone(), 2);
+        let name = format!("attention {mask:?}, heads of {dim}");
+        cases.push(case(&name, &[&[rows, 3 * heads * dim]], move |t| {
+            attention(&t[0], &l, heads, mask)
+        }));
+    }
+    let image: &[usize] = &[2, 7, 9, 8];
+    let geometry = ConvGeometry::same(3);
+    let f32_only = [
+        case("convolution", &[image, &[6, 8, 3, 3], &[6]], move |t| {
+            conv2d(&t[0], &t[1], Some(&t[2]), geometry)
+        }),
+        case("group norm", &[image, &[8], &[8]], |t| {
+            group_norm(&t[0], &t[1], &t[2], 4, 1e-6, Activation::Silu)
+        }),
+        case("upsampling", &[image], |t| upsample(&t[0])),
+    ];
+    cases.extend(f32_only.into_iter().map(|case| Case { bf16: false, ..case }));
+    cases
+}
+
+fn case(
+    name: &str,
+    shapes: &[&[usize]],
+    run: impl Fn(&[Tensor]) -> Result<Tensor> + 'static,
+) -> Case {
+    let shapes = shapes.iter().map(|shape| shape.to_vec()).collect();
+    Case { name: name.into(), shapes, run: Box::new(run), bf16: true }
+}
+
+/// The result and the gradients of a random projection of it, in f32 on the CPU. Values are those
+/// that `dtype` has, computed with in `compute`.
+fn outcome(
+    case: &Case,
+    device: &Device,
+    dtype: DType,
+    compute: DType,
+    seed: u64,
+) -> Result<Vec<Tensor>> {
+    let mut rng = image_rng(seed, 1);
+    let mut random = |shape: &[usize]| {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|_| StandardNormal.sample(&mut rng)).collect();
+        let values = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        values.to_dtype(dtype)?.to_dtype(DType::F32)?.to_device(device)?.to_dtype(compute)
+    };
+    let inputs = case.shapes.iter().map(|shape| Var::from_tensor(&random(shape)?));
+    let inputs = inputs.collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<Tensor> = inputs.iter().map(|var| var.as_tensor().clone()).collect();
+    let result = (case.run)(&tensors)?;
+    let grads = (&result * random(result.dims())?)?.sum_all()?.backward()?;
+    let home = |t: &Tensor| t.to_dtype(DType::F32)?.to_device(&Device::Cpu);
+    let mut all = vec![home(&result)?];
+    for input in &inputs {
+        let zeros = || Tensor::zeros(input.shape(), DType::F32, &Device::Cpu);
+        all.push(grads.get(input).map_or_else(zeros, home)?);
+    }
+    Ok(all)
+}
+
+/// The largest difference over the largest value; infinite where it cannot be said.
+fn relative_error(want: &Tensor, got: &Tensor) -> f64 {
+    let largest = |t: Result<Tensor>| t?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+    match (largest(want - got), largest(Ok(want.clone()))) {
+        (Ok(difference), Ok(scale)) if scale > 0.0 => f64::from(difference / scale),
+        (Ok(0.0), Ok(_)) => 0.0,
+        _ => f64::INFINITY,
+    }
+}

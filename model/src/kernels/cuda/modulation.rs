@@ -1,0 +1,191 @@
+//! adaLN and the gated residual (`modulation.cu`).
+
+use super::{
+    BLOCK, Levels, Operand, WARP, blocks, int, launch, ptx, typed, uninitialized, view, with_type,
+};
+use crate::kernels::TokenLayout;
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::CudaStorage;
+use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
+use candle_core::{Layout, Result, Shape};
+
+/// `(rows, width, groups, columns)` of tokens and of a modulation.
+fn sizes(x: &Layout, modulation: &Layout) -> Result<[i32; 4]> {
+    let ((rows, width), (groups, columns)) = (x.shape().dims2()?, modulation.shape().dims2()?);
+    Ok([int(rows)?, int(width)?, int(groups)?, int(columns)?])
+}
+
+/// A block of 32 columns times 8 rows for each tile of columns of each row of a modulation.
+fn group_blocks(width: i32, groups: i32) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: ((width as u32).div_ceil(WARP as u32), groups as u32, 1),
+        block_dim: (BLOCK as u32, 1, 1),
+        shared_mem_bytes: 0,
+    }
+}
+
+pub(in super::super) fn modulated_norm(
+    layout: &TokenLayout,
+    [shift, scale]: [usize; 2],
+    x: Operand,
+    m: Operand,
+) -> Result<(CudaStorage, Shape)> {
+    let (device, l) = (x.0.device.clone(), Levels::new(layout)?);
+    let [rows, width, groups, columns] = sizes(x.1, m.1)?;
+    let (shift, scale) = (int(shift)?, int(scale)?);
+    with_type!(x.0.dtype(), T, {
+        let y = uninitialized::<T>(&device, x.1.shape().elem_count())?;
+        let (name, config) = (typed::<T>("modulated_norm"), blocks(rows as usize * WARP)?);
+        launch!(
+            device,
+            MODULATION,
+            name,
+            config,
+            l,
+            rows,
+            width,
+            groups,
+            columns,
+            shift,
+            scale,
+            view::<T>(x)?,
+            view::<T>(m)?,
+            y.as_view()
+        );
+        Ok((CudaStorage::wrap_cuda_slice(y, device), x.1.shape().clone()))
+    })
+}
+
+pub(in super::super) fn modulated_norm_dx(
+    layout: &TokenLayout,
+    scale: usize,
+    [x, m, grad]: [Operand; 3],
+) -> Result<(CudaStorage, Shape)> {
+    let (device, l) = (x.0.device.clone(), Levels::new(layout)?);
+    let [rows, width, groups, columns] = sizes(x.1, m.1)?;
+    let scale = int(scale)?;
+    with_type!(x.0.dtype(), T, {
+        let dx = uninitialized::<T>(&device, x.1.shape().elem_count())?;
+        let (name, config) = (typed::<T>("modulated_norm_dx"), blocks(rows as usize * WARP)?);
+        launch!(
+            device,
+            MODULATION,
+            name,
+            config,
+            l,
+            rows,
+            width,
+            groups,
+            columns,
+            scale,
+            view::<T>(x)?,
+            view::<T>(m)?,
+            view::<T>(grad)?,
+            dx.as_view()
+        );
+        Ok((CudaStorage::wrap_cuda_slice(dx, device), x.1.shape().clone()))
+    })
+}
+
+/// The modulation's own values are not needed, its layout is.
+pub(in super::super) fn modulated_norm_dm(
+    layout: &TokenLayout,
+    [shift, scale]: [usize; 2],
+    x: Operand,
+    m: &Layout,
+    grad: Operand,
+) -> Result<(CudaStorage, Shape)> {
+    let (device, l) = (x.0.device.clone(), Levels::new(layout)?);
+    let [rows, width, groups, columns] = sizes(x.1, m)?;
+    let (shift, scale) = (int(shift)?, int(scale)?);
+    with_type!(x.0.dtype(), T, {
+        let moments = uninitialized::<f32>(&device, 2 * rows as usize)?;
+        let (name, config) = (typed::<T>("row_moments"), blocks(rows as usize * WARP)?);
+        launch!(device, MODULATION, name, config, rows, width, view::<T>(x)?, moments.as_view());
+        let dm = device.alloc_zeros::<T>(m.shape().elem_count())?;
+        let (name, config) = (typed::<T>("modulated_norm_dm"), group_blocks(width, groups));
+        launch!(
+            device,
+            MODULATION,
+            name,
+            config,
+            l,
+            width,
+            groups,
+            columns,
+            shift,
+            scale,
+            view::<T>(x)?,
+            moments.as_view(),
+            view::<T>(grad)?,
+            dm.as_view()
+        );
+        Ok((CudaStorage::wrap_cuda_slice(dm, device), m.shape().clone()))
+    })
+}
+
+/// `base + gate * y`, or `gate * y` without a base.
+pub(in super::super) fn gated_residual(
+    layout: &TokenLayout,
+    gate: usize,
+    base: Option<Operand>,
+    y: Operand,
+    m: Operand,
+) -> Result<(CudaStorage, Shape)> {
+    let (device, l) = (y.0.device.clone(), Levels::new(layout)?);
+    let [rows, width, groups, columns] = sizes(y.1, m.1)?;
+    let (gate, based) = (int(gate)?, i32::from(base.is_some()));
+    with_type!(y.0.dtype(), T, {
+        let out = uninitialized::<T>(&device, y.1.shape().elem_count())?;
+        let config = blocks(y.1.shape().elem_count())?;
+        launch!(
+            device,
+            MODULATION,
+            typed::<T>("gated_residual"),
+            config,
+            l,
+            rows,
+            width,
+            groups,
+            columns,
+            gate,
+            based,
+            view::<T>(base.unwrap_or(y))?,
+            view::<T>(y)?,
+            view::<T>(m)?,
+            out.as_view()
+        );
+        Ok((CudaStorage::wrap_cuda_slice(out, device), y.1.shape().clone()))
+    })
+}
+
+pub(in super::super) fn gated_residual_dm(
+    layout: &TokenLayout,
+    gate: usize,
+    grad: Operand,
+    y: Operand,
+    m: &Layout,
+) -> Result<(CudaStorage, Shape)> {
+    let (device, l) = (y.0.device.clone(), Levels::new(layout)?);
+    let [_, width, groups, columns] = sizes(y.1, m)?;
+    let gate = int(gate)?;
+    with_type!(y.0.dtype(), T, {
+        let dm = device.alloc_zeros::<T>(m.shape().elem_count())?;
+        let (name, config) = (typed::<T>("gated_residual_dm"), group_blocks(width, groups));
+        launch!(
+            device,
+            MODULATION,
+            name,
+            config,
+            l,
+            width,
+            groups,
+            columns,
+            gate,
+            view::<T>(grad)?,
+            view::<T>(y)?,
+            dm.as_view()
+        );
+        Ok((CudaStorage::wrap_cuda_slice(dm, device), m.shape().clone()))
+    })
+}

@@ -29,8 +29,8 @@ def levels(run):
     return [np.concatenate([np.frombuffer(row[f"level_{k}"], "<f2") for row in rows]) for k in range(2)]
 
 
-def tensors(run):
-    path = max((run / "run/checkpoints").glob("step-*.safetensors"))
+def tensors(run, name="run"):
+    path = max((run / name / "checkpoints").glob("step-*.safetensors"))
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
@@ -42,8 +42,8 @@ def tensors(run):
     return {group: np.concatenate(values) for group, values in groups.items()}
 
 
-def losses(run):
-    return [json.loads(line)["loss"] for line in (run / "run/metrics.jsonl").read_text().splitlines()]
+def losses(run, name="run"):
+    return [json.loads(line)["loss"] for line in (run / name / "metrics.jsonl").read_text().splitlines()]
 
 
 cpu, other = (pathlib.Path(path) for path in sys.argv[1:])
@@ -53,5 +53,7 @@ check("losses of 6 steps", losses(cpu), losses(other), 1e-5)
 theirs = tensors(other)
 for group, values in tensors(cpu).items():
     check(f"{group} after 6 steps, one resume", values, theirs[group], 1e-5)
+check("losses of 6 steps in bf16, recomputed", losses(cpu, "bf16"), losses(other, "bf16"), 1e-2)
+check("model after them", tensors(cpu, "bf16")["model"], tensors(other, "bf16")["model"], 1e-2)
 check("samples, levels of 255", np.load(cpu / "samples.npz")["arr_0"], np.load(other / "samples.npz")["arr_0"], 1.5 / 255)
 sys.exit(failed)

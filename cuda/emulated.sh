@@ -57,6 +57,8 @@ for device in cpu cuda:0; do
   "$lapflow" train cuda/tiny.toml "${words[@]}" --set train.steps=3 2>/dev/null
   "$lapflow" train cuda/tiny.toml "${words[@]}" --resume 2>/dev/null
   "$lapflow" --device "$device" sample "$run/run" --count 3 --out "$run/samples.npz"
+  "$lapflow" train cuda/tiny.toml "${words[@]}" --set "train.folder=\"$run/bf16\"" \
+    --set 'train.precision="bf16"' --set train.recompute=true 2>/dev/null
 done
 unset LD_LIBRARY_PATH
 if [ ! -x "$scratch/venv/bin/python" ]; then

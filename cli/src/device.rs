@@ -37,13 +37,17 @@ impl DeviceChoice {
             Self::Cpu => Ok(Device::Cpu),
             Self::Auto => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
             Self::Cuda(number) if cuda_is_available() => Device::new_cuda(number)
-                .map_err(|error| anyhow!("cuda:{number}: {}", first_line(&error.to_string()))),
+                .map_err(|error| anyhow!("cuda:{number}: {}", reason(&error.to_string()))),
             Self::Cuda(number) => bail!("cuda:{number}: this lapflow was built without CUDA"),
         }
     }
 }
 
-/// An error's own words, without the backtrace that Candle puts below them.
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
+/// What the driver answered, without the backtrace that Candle puts below it.
+fn reason(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    if line.contains("NO_DEVICE") || line.contains("INVALID_DEVICE") {
+        return format!("no such GPU, or no NVIDIA driver, on this machine ({line})");
+    }
+    line.to_string()
 }

@@ -6,7 +6,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use lapflow_model::Params;
-use lapflow_model::net::{Geometry, ModelConfig, Preset, Transformer};
+use lapflow_model::net::{Geometry, ModelConfig, Precision, Preset, Transformer};
 use std::time::Instant;
 
 type Error = Box<dyn std::error::Error>;
@@ -35,7 +35,7 @@ fn main() -> Result<(), Error> {
     {
         var.set(&var.affine(0.0, 0.01)?)?;
     }
-    net.train_blocks(mode == "recomputed");
+    net.train_blocks(mode == "recomputed", Precision::F32);
     let x: Vec<Tensor> = (0..levels)
         .map(|k| {
             let count = 4 * (side >> k) * (side >> k);

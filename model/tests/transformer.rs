@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use lapflow_model::flow::{FlowConfig, Path};
 use lapflow_model::kernels::Mask;
-use lapflow_model::net::{Geometry, ModelConfig, Part, Preset, Transformer, cost};
+use lapflow_model::net::{Geometry, ModelConfig, Part, Precision, Preset, Transformer, cost};
 use lapflow_model::{Params, flow};
 use rand_distr::{Distribution, StandardNormal};
 use std::collections::{BTreeMap, HashMap};
@@ -105,8 +105,8 @@ fn outputs_and_gradients_agree_with_pytorch() {
 /// The backward pass of a block written by hand, with kept and with recomputed activations.
 #[test]
 fn training_blocks_agree_with_pytorch() {
-    compare_with_pytorch(|net| net.train_blocks(false));
-    compare_with_pytorch(|net| net.train_blocks(true));
+    compare_with_pytorch(|net| net.train_blocks(false, Precision::F32));
+    compare_with_pytorch(|net| net.train_blocks(true, Precision::F32));
 }
 
 fn compare_with_pytorch(prepare: impl Fn(&mut Transformer)) {

@@ -2,6 +2,7 @@
 
 use crate::error::{Result, TrainError};
 use lapflow_model::checkpoint::average_group;
+use lapflow_model::net::Precision;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -21,6 +22,8 @@ pub struct TrainConfig {
     /// Whether blocks keep their input alone and run again in the backward pass: a third more
     /// arithmetic for a small part of the activations' memory.
     pub recompute: bool,
+    /// What the blocks' products are computed in.
+    pub precision: Precision,
     /// Seed of initialization, sample order, times, noise and label dropout.
     pub seed: u64,
     /// Peak learning rate.
@@ -101,6 +104,7 @@ impl Default for TrainConfig {
             batch: 256,
             accumulate: 1,
             recompute: false,
+            precision: Precision::F32,
             seed: 0,
             lr: 2e-4,
             lr_final: 1e-6,

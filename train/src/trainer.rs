@@ -162,7 +162,7 @@ impl Trainer {
         params: Params,
         device: &Device,
     ) -> Result<Self> {
-        net.train_blocks(recipe.train.recompute);
+        net.train_blocks(recipe.train.recompute, recipe.train.precision);
         let flow = recipe.flow.build()?;
         let optimizer = Optimizer::new(&params, &recipe.train)?;
         let stage_macs = cost(&card.model, &card.geometry, flow.as_ref()).segment_macs;

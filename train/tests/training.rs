@@ -5,6 +5,7 @@ mod common;
 use candle_core::{Device, Tensor};
 use common::{CHANNELS, SIZE, bits, dataset, recipe, runtime, train};
 use lapflow_model::checkpoint::{Checkpoint, WeightSet};
+use lapflow_model::net::Precision;
 use lapflow_store::{Loader, LoaderConfig};
 use lapflow_train::{RunFolder, Stages, Trainer, run};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,45 @@ fn one_batch_is_overfit() {
     eprintln!("losses every 50 steps: {losses:.3?}");
     assert!(losses[0] > 1.0, "the first steps cannot know the data");
     assert!(*losses.last().unwrap() < 0.2, "{losses:?}");
+}
+
+#[test]
+fn bf16_trains_as_f32_does_and_no_parameter_stalls() {
+    let folder = tempfile::tempdir().unwrap();
+    let dataset = runtime().block_on(dataset(&folder.path().join("data"), 8, 1.0));
+    // Losses of every 50 steps, and how far each parameter went from where it began.
+    let trained = |name: &str, precision: Precision| {
+        let mut recipe = recipe(300);
+        recipe.train.precision = precision;
+        recipe.train.log_every = 50;
+        let mut trainer = Trainer::new(&recipe, &dataset, &Device::Cpu).unwrap();
+        let values = |trainer: &Trainer| -> Vec<(String, Tensor)> {
+            let copy = |(name, var): (&str, &candle_core::Var)| (name.into(), var.copy().unwrap());
+            trainer.params().iter().map(copy).collect()
+        };
+        let before = values(&trainer);
+        let run_folder = RunFolder::open(folder.path().join(name)).unwrap();
+        let mut losses = Vec::new();
+        let stop = AtomicBool::new(false);
+        run(&mut trainer, &dataset, &run_folder, &stop, |line| losses.push(line.loss)).unwrap();
+        let way = |(before, after): (&(String, Tensor), &(String, Tensor))| {
+            let way = (&before.1 - &after.1).unwrap().sqr().unwrap().sum_all().unwrap();
+            (before.0.clone(), way.to_scalar::<f32>().unwrap().sqrt())
+        };
+        let ways: Vec<_> = before.iter().zip(&values(&trainer)).map(way).collect();
+        (losses, ways)
+    };
+    let (f32_losses, f32_ways) = trained("f32", Precision::F32);
+    let (bf16_losses, bf16_ways) = trained("bf16", Precision::Bf16);
+    eprintln!("losses every 50 steps: f32 {f32_losses:.4?}, bf16 {bf16_losses:.4?}");
+    assert_ne!(f32_losses, bf16_losses, "bf16 rounds");
+    for (f32_loss, bf16_loss) in f32_losses.iter().zip(&bf16_losses) {
+        assert!((f32_loss - bf16_loss).abs() < 0.05 * f32_loss, "{f32_losses:?} {bf16_losses:?}");
+    }
+    for ((name, f32_way), (_, bf16_way)) in f32_ways.iter().zip(&bf16_ways) {
+        let ratio = bf16_way / f32_way;
+        assert!((0.7..1.4).contains(&ratio), "{name}: {bf16_way} in bf16, {f32_way} in f32");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! kernels are tested against.
 
 use super::{Mask, TokenLayout};
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 /// The variance's epsilon, as in DiT.
 const EPS: f64 = 1e-6;
@@ -16,7 +16,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 
 /// Gradients of [`linear`] with respect to `x`, `weight` and `bias`.
 pub fn linear_backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
-    Ok([grad.matmul(weight)?, grad.t()?.matmul(x)?, grad.sum(0)?])
+    // Sums of many bf16 values are taken in f32.
+    let dbias = grad.to_dtype(DType::F32)?.sum(0)?;
+    Ok([grad.matmul(weight)?, grad.t()?.matmul(x)?, dbias])
 }
 
 /// [`super::modulated_norm`].

@@ -2,6 +2,7 @@
 
 use super::config::{Geometry, ModelConfig, Part};
 use super::layers::{Gradients, Linear, PerLevel};
+use super::precision::Precision;
 use crate::error::Result;
 use crate::kernels::{
     Mask, TokenLayout, attention, attention_backward, gated_residual, gated_residual_backward,
@@ -99,30 +100,33 @@ impl Block {
         layout: &TokenLayout,
         finest: usize,
     ) -> Result<Tensor> {
-        Ok(self.forward_saved(x, silu_c, layout, finest)?.0)
+        Ok(self.forward_saved(Precision::F32, x, silu_c, layout, finest)?.0)
     }
 
-    /// [`Block::forward`] with what [`Block::backward`] needs of it.
+    /// [`Block::forward`] with what [`Block::backward`] needs of it, with products in `precision`.
     pub fn forward_saved(
         &self,
+        precision: Precision,
         x: &Tensor,
         silu_c: &Tensor,
         layout: &TokenLayout,
         finest: usize,
     ) -> Result<(Tensor, Saved)> {
         let m = self.modulation(silu_c, layout, finest)?; //                           (groups, 6 width)
+        let narrow = |x: Tensor| precision.narrow(&x);
+        let apply = |linear: &Linear, x: &Tensor| linear.forward_in(precision, x);
 
-        let attn_in = modulated_norm(x, &m, layout, SHIFT_ATTN, SCALE_ATTN)?;
-        let qkv = self.qkv.over_rows(&attn_in, layout, finest, Linear::forward)?; //   (rows, 3 width)
-        let heads = attention(&qkv, layout, self.heads, self.mask)?; //                (rows, width)
-        let attn = self.attn_out.over_rows(&heads, layout, finest, Linear::forward)?;
-        let middle = gated_residual(x, &attn, &m, layout, GATE_ATTN)?;
+        let attn_in = narrow(modulated_norm(x, &m, layout, SHIFT_ATTN, SCALE_ATTN)?)?;
+        let qkv = self.qkv.over_rows(&attn_in, layout, finest, apply)?; //             (rows, 3 width)
+        let heads = narrow(attention(&qkv, layout, self.heads, self.mask)?)?; //       (rows, width)
+        let attn = self.attn_out.over_rows(&heads, layout, finest, apply)?;
+        let middle = gated_residual(x, &precision.widen(&attn)?, &m, layout, GATE_ATTN)?;
 
-        let mlp_in = modulated_norm(&middle, &m, layout, SHIFT_MLP, SCALE_MLP)?;
-        let hidden = self.mlp.over_rows(&mlp_in, layout, finest, |[fc1, _], y| fc1.forward(y))?;
-        let active = gelu(&hidden)?;
-        let mlp = self.mlp.over_rows(&active, layout, finest, |[_, fc2], y| fc2.forward(y))?;
-        let out = gated_residual(&middle, &mlp, &m, layout, GATE_MLP)?;
+        let mlp_in = narrow(modulated_norm(&middle, &m, layout, SHIFT_MLP, SCALE_MLP)?)?;
+        let hidden = self.mlp.over_rows(&mlp_in, layout, finest, |[fc1, _], y| apply(fc1, y))?;
+        let active = narrow(gelu(&hidden)?)?;
+        let mlp = self.mlp.over_rows(&active, layout, finest, |[_, fc2], y| apply(fc2, y))?;
+        let out = gated_residual(&middle, &precision.widen(&mlp)?, &m, layout, GATE_MLP)?;
         Ok((out, Saved { m, attn_in, qkv, heads, attn, middle, mlp_in, hidden, active, mlp }))
     }
 
@@ -132,6 +136,7 @@ impl Block {
     /// it where it could move.
     pub fn backward(
         &self,
+        precision: Precision,
         [x, silu_c, grad]: [&Tensor; 3],
         saved: &Saved,
         layout: &TokenLayout,
@@ -140,28 +145,34 @@ impl Block {
     ) -> Result<[Tensor; 2]> {
         let m = &saved.m;
         let grad = grad.contiguous()?;
-        let (d, dm_gate) = gated_residual_backward(&saved.mlp, m, &grad, layout, GATE_MLP)?;
+        let (narrow, widen) = (|x: Tensor| precision.narrow(&x), |x: &Tensor| precision.widen(x));
+        let (d, dm_gate) =
+            gated_residual_backward(&widen(&saved.mlp)?, m, &grad, layout, GATE_MLP)?;
+        let d = narrow(d)?;
         let d = self.mlp.over_rows_backward(&saved.active, &d, layout, finest, |mlp, x, d| {
-            mlp[1].backward(x, d, gradients)
+            mlp[1].backward(precision, x, d, gradients)
         })?;
-        let d = gelu_backward(&saved.hidden, &d)?;
+        let d = narrow(gelu_backward(&saved.hidden, &d)?)?;
         let d = self.mlp.over_rows_backward(&saved.mlp_in, &d, layout, finest, |mlp, x, d| {
-            mlp[0].backward(x, d, gradients)
+            mlp[0].backward(precision, x, d, gradients)
         })?;
         let (d, dm_norm) =
-            modulated_norm_backward(&saved.middle, m, &d, layout, SHIFT_MLP, SCALE_MLP)?;
+            modulated_norm_backward(&saved.middle, m, &widen(&d)?, layout, SHIFT_MLP, SCALE_MLP)?;
         let dm = (dm_gate + dm_norm)?;
 
         let d_middle = (grad + d)?;
-        let (d, dm_gate) = gated_residual_backward(&saved.attn, m, &d_middle, layout, GATE_ATTN)?;
+        let attn = widen(&saved.attn)?;
+        let (d, dm_gate) = gated_residual_backward(&attn, m, &d_middle, layout, GATE_ATTN)?;
+        let d = narrow(d)?;
         let d = self.attn_out.over_rows_backward(&saved.heads, &d, layout, finest, |l, x, d| {
-            l.backward(x, d, gradients)
+            l.backward(precision, x, d, gradients)
         })?;
-        let d = attention_backward(&saved.qkv, &d, layout, self.heads, self.mask)?;
+        let d = narrow(attention_backward(&saved.qkv, &d, layout, self.heads, self.mask)?)?;
         let d = self.qkv.over_rows_backward(&saved.attn_in, &d, layout, finest, |l, x, d| {
-            l.backward(x, d, gradients)
+            l.backward(precision, x, d, gradients)
         })?;
-        let (d, dm_norm) = modulated_norm_backward(x, m, &d, layout, SHIFT_ATTN, SCALE_ATTN)?;
+        let (d, dm_norm) =
+            modulated_norm_backward(x, m, &widen(&d)?, layout, SHIFT_ATTN, SCALE_ATTN)?;
         let dm = ((dm + dm_gate)? + dm_norm)?;
         Ok([(d_middle + d)?, self.modulation_backward(silu_c, &dm, layout, finest, gradients)?])
     }
@@ -175,12 +186,12 @@ impl Block {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         if self.adaln.tied() {
-            return self.adaln.level(0).backward(silu_c, grad, gradients);
+            return self.adaln.level(0).backward(Precision::F32, silu_c, grad, gradients);
         }
         let batch = layout.batch();
         let mut level = |i: usize| {
             let adaln = self.adaln.level(finest + layout.levels() - 1 - i);
-            adaln.backward(silu_c, &grad.narrow(0, i * batch, batch)?, gradients)
+            adaln.backward(Precision::F32, silu_c, &grad.narrow(0, i * batch, batch)?, gradients)
         };
         let mut sum = level(0)?;
         for i in 1..layout.levels() {

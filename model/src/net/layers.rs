@@ -1,5 +1,6 @@
 //! Linear layers, alone and one a level.
 
+use super::precision::Precision;
 use crate::error::Result;
 use crate::kernels::{TokenLayout, linear, linear_backward};
 use crate::params::{Init, Scope};
@@ -22,15 +23,30 @@ impl Linear {
 
     /// `(rows, inputs)` to `(rows, outputs)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(linear(x, &self.weight, &self.bias)?)
+        self.forward_in(Precision::F32, x)
     }
 
-    /// dL/dx; the parameters' gradients go to `gradients`.
-    pub fn backward(&self, x: &Tensor, grad: &Tensor, gradients: &mut Gradients) -> Result<Tensor> {
-        let [dx, dweight, dbias] = linear_backward(x, &self.weight, grad)?;
+    /// [`Linear::forward`] of `x` in `precision`, as is the result.
+    pub fn forward_in(&self, precision: Precision, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (precision.narrow(&self.weight)?, precision.narrow(&self.bias)?);
+        Ok(precision.narrow(&linear(x, &weight, &bias)?)?)
+    }
+
+    /// dL/dx in `precision`, in which `x` and `grad` are; the parameters' gradients go to
+    /// `gradients` in f32.
+    pub fn backward(
+        &self,
+        precision: Precision,
+        x: &Tensor,
+        grad: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let weight = precision.narrow(&self.weight)?;
+        let [dx, dweight, dbias] = linear_backward(x, &weight, grad)?;
+        let dweight = precision.widen(&precision.narrow(&dweight)?)?;
         gradients.push((self.weight.id(), dweight));
-        gradients.push((self.bias.id(), dbias));
-        Ok(dx)
+        gradients.push((self.bias.id(), precision.widen(&dbias)?));
+        Ok(precision.narrow(&dx)?)
     }
 }
 

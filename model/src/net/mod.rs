@@ -7,10 +7,12 @@ mod config;
 mod embed;
 mod flops;
 mod layers;
+mod precision;
 mod tape;
 mod transformer;
 
 pub use config::{Geometry, ModelConfig, Part, Preset};
 pub(crate) use embed::positions;
 pub use flops::{Cost, cost};
+pub use precision::Precision;
 pub use transformer::Transformer;

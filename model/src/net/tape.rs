@@ -2,6 +2,7 @@
 
 use super::block::{Block, Saved};
 use super::layers::Gradients;
+use super::precision::Precision;
 use crate::error::Result;
 use crate::kernels::TokenLayout;
 use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result as TensorResult, Shape, Tensor};
@@ -18,11 +19,12 @@ pub(crate) struct Tape {
     gradients: Arc<Mutex<Gradients>>,
     /// Whether a block keeps its input alone and runs again in the backward pass.
     recompute: bool,
+    precision: Precision,
 }
 
 impl Tape {
-    pub fn new(recompute: bool) -> Self {
-        Self { gradients: Arc::default(), recompute }
+    pub fn new(recompute: bool, precision: Precision) -> Self {
+        Self { gradients: Arc::default(), recompute, precision }
     }
 
     /// [`Block::forward`], on the tape.
@@ -34,7 +36,9 @@ impl Tape {
         layout: &TokenLayout,
         finest: usize,
     ) -> Result<Tensor> {
-        let (out, saved) = block.forward_saved(&x.detach(), &silu_c.detach(), layout, finest)?;
+        let (x_alone, c_alone) = (x.detach(), silu_c.detach());
+        let (out, saved) =
+            block.forward_saved(self.precision, &x_alone, &c_alone, layout, finest)?;
         let output = Mutex::new(Some(out.detach()));
         let saved = Mutex::new(Some(saved.detach()).filter(|_| !self.recompute));
         let (block, layout, tape) = (block.clone(), layout.clone(), self.clone());
@@ -109,7 +113,8 @@ impl CustomOp2 for Step {
         let saved = match saved {
             Some(saved) => saved,
             None => {
-                let again = self.block.forward_saved(&x, &c, &self.layout, self.finest);
+                let precision = self.tape.precision;
+                let again = self.block.forward_saved(precision, &x, &c, &self.layout, self.finest);
                 again.map_err(Error::wrap)?.1.detach()
             }
         };
@@ -117,7 +122,14 @@ impl CustomOp2 for Step {
         let tensors = [&x, &c, grad];
         let [dx, dc] = self
             .block
-            .backward(tensors, &saved, &self.layout, self.finest, &mut gradients)
+            .backward(
+                self.tape.precision,
+                tensors,
+                &saved,
+                &self.layout,
+                self.finest,
+                &mut gradients,
+            )
             .map_err(Error::wrap)?;
         let mut all = self.tape.gradients.lock().unwrap_or_else(PoisonError::into_inner);
         all.extend(gradients);

@@ -4,6 +4,7 @@ use super::block::Block;
 use super::config::{Geometry, ModelConfig, Part};
 use super::embed::{Condition, patchify, positions, unpatchify};
 use super::layers::{Linear, PerLevel};
+use super::precision::Precision;
 use super::tape::Tape;
 use crate::error::{ModelError, Result};
 use crate::kernels::{TokenLayout, modulated_norm};
@@ -59,13 +60,12 @@ impl Transformer {
         Ok(Self { embed, positions, condition, blocks, tape, head, geometry, patch, outputs })
     }
 
-    /// From now on blocks have, on the CPU, backward passes written by hand, whose gradients are to
-    /// be had from [`Transformer::block_gradients`] and not from Candle's.
+    /// From now on blocks have backward passes written by hand, whose gradients are to be had from [`Transformer::block_gradients`] and not from Candle's.
     ///
     /// With `recompute`, a block keeps its input alone and runs again in the backward pass: a third
-    /// more arithmetic for a small part of the memory.
-    pub fn train_blocks(&mut self, recompute: bool) {
-        self.tape = Some(Tape::new(recompute));
+    /// more arithmetic for a small part of the memory. Their products are computed in `precision`.
+    pub fn train_blocks(&mut self, recompute: bool, precision: Precision) {
+        self.tape = Some(Tape::new(recompute, precision));
     }
 
     /// Gradients of the blocks' parameters, by the tensor's id, from the backward passes since the

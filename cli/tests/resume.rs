@@ -110,3 +110,21 @@ fn a_run_killed_again_and_again_ends_as_one_that_was_not() {
     };
     assert_eq!(lines(&whole), lines(&parts));
 }
+
+#[test]
+fn latents_of_another_autoencoder_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    tokio::runtime::Runtime::new().unwrap().block_on(dataset(&data));
+    let run = folder.path().join("run");
+    let output = Command::new(env!("CARGO_BIN_EXE_lapflow"))
+        .args(["train", "--preset", "demo", "--device", "cpu", "--set"])
+        .arg(format!("data.dataset={}", data.display()))
+        .arg("--set")
+        .arg(format!("train.folder={}", run.display()))
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && words.contains("its latents are of"), "{words}");
+    assert!(words.contains("pixel") && !run.exists(), "{words}");
+}

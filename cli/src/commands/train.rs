@@ -6,6 +6,7 @@ use crate::progress::Progress;
 use crate::report::grid::{encode_png, grid};
 use crate::report::pictures::drawn;
 use anyhow::{Result, bail};
+use candle_core::Device;
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_sample::{Generator, Request};
 use lapflow_store::Dataset;
@@ -93,6 +94,7 @@ pub fn train(
     let others = others
         .map(|source| context.runtime.block_on(Dataset::open(&source.dataset)))
         .collect::<Result<Vec<_>, _>>()?;
+    check_autoencoder(config, &dataset)?;
     let folder = RunFolder::open(&config.train.folder)?;
     let first = ranks.rank() == 0;
     let newest = folder.newest()?;
@@ -143,6 +145,23 @@ pub fn train(
         ));
     }
     Ok(outcome)
+}
+
+/// Refuses latents that `sample` would not decode with the config's autoencoder. Where training runs
+/// its weights may be missing; the first grid or `sample` needs them.
+fn check_autoencoder(config: &Config, dataset: &Dataset) -> Result<()> {
+    let wanted = &dataset.metadata().autoencoder;
+    match Autoencoder::open(&config.autoencoder, &Device::Cpu) {
+        Err(error) => tracing::warn!("without its autoencoder a run cannot be sampled: {error}"),
+        Ok(autoencoder) => {
+            let here = json!(autoencoder.identity());
+            // Scale and shift are the model's business: the latents are stored raw.
+            if ["architecture", "sha256"].iter().any(|key| here[key] != wanted[key]) {
+                bail!("{}: its latents are of {wanted}, [autoencoder] is {here}", dataset.uri());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The ranks that this process was started with.

@@ -9,7 +9,7 @@ if [ ! -x "$python" ]; then
   uv venv -q "$scratch/venv"
   uv pip install -q --python "$python" -r bench/store/requirements.txt
 fi
-cargo build -q --release -p lapflow-store --example loader_bench
+cargo build -q --release --locked --workspace --example loader_bench
 ours=target/release/examples/loader_bench
 peers="$python bench/store/peers.py"
 peer_names="mosaic webdataset datasets datasets-stream litdata"

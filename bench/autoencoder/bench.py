@@ -1,6 +1,6 @@
 """Encode and decode speed of SD-VAE's architecture and of a tiny autoencoder, beside PyTorch.
 
-    cargo build --release -p lapflow-model --example autoencoder_speed
+    cargo build --release --workspace --example autoencoder_speed
     python bench/autoencoder/bench.py target/release/examples/autoencoder_speed
 
 Two programs run in turns on the same random weights, which diffusers made, so that whatever else

@@ -1,6 +1,6 @@
 """Peak memory of lapflow's stream over 20-megapixel files.
 
-    cargo build --release -p lapflow-ingest --example throughput
+    cargo build --release --workspace --example throughput
     python memory.py [FOLDER]
 
 Writes 24 files of 5472x3648 pixels into FOLDER (a temporary one by default): baseline and

@@ -1,6 +1,6 @@
 """Distribution of the differences between lapflow's crops and PIL's ADM crop of the same files.
 
-    cargo build --release -p lapflow-ingest --examples
+    cargo build --release --workspace --examples
     python parity.py FOLDER SIZE
 
 Three figures: of the decoder alone (whole images, no resampling), of the crops in the exact mode,

@@ -1,6 +1,6 @@
 """Decode + ADM crop: lapflow's stream against PIL with two worker processes.
 
-    cargo build --release -p lapflow-ingest --example throughput
+    cargo build --release --workspace --example throughput
     python throughput.py FOLDER SIZE [ROUNDS]
 
 Needs Pillow and numpy (13.0.0 and 2.3 were used). The peers take turns, round by round, so that

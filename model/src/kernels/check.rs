@@ -1,9 +1,12 @@
-//! Every operation on a device against the same on the CPU, forward and backward: what
+//! Every operation on a device against Candle's own on the CPU, forward and backward: what
 //! `lapflow doctor` runs.
 
+use super::conv2d::conv2d_candle;
+use super::group_norm::group_norm_candle;
+use super::upsample::upsample_candle;
 use super::{
     Activation, ConvGeometry, Mask, TokenLayout, attention, conv2d, gated_residual, gelu,
-    group_norm, linear, modulated_norm, upsample,
+    group_norm, linear, modulated_norm, plain, upsample,
 };
 use crate::flow::image_rng;
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -15,7 +18,7 @@ use rand_distr::{Distribution, StandardNormal};
 pub struct Checked {
     /// The operation.
     pub name: String,
-    /// The type of values on the device; the CPU computes in f32 with the same values.
+    /// The type of values on the device; the reference is computed in f32 with the same values.
     pub dtype: DType,
     /// Of the result and of all gradients.
     pub error: f64,
@@ -37,12 +40,14 @@ struct Case {
     name: String,
     shapes: Vec<Vec<usize>>,
     run: Operation,
+    /// The same as a composition of Candle's operations.
+    plain: Operation,
     /// Whether it runs in bf16 too.
     bf16: bool,
 }
 
-/// Runs every operation of the network and the autoencoders on `device` and on the CPU, over
-/// layouts and values drawn from `seed`.
+/// Runs every operation of the network and the autoencoders on `device`, and as Candle has it on the
+/// CPU, over layouts and values drawn from `seed`.
 ///
 /// # Errors
 /// When an operation cannot run. What is wrong with its values is in the result.
@@ -52,9 +57,9 @@ pub fn check(device: &Device, seed: u64) -> Result<Vec<Checked>> {
         let types = [(DType::F32, 2e-5), (DType::BF16, 2e-2)];
         for (dtype, bound) in types.into_iter().take(1 + usize::from(case.bf16 && !device.is_cpu()))
         {
-            let on =
-                |device: &Device, compute| outcome(&case, device, dtype, compute, seed + i as u64);
-            let (want, got) = (on(&Device::Cpu, DType::F32)?, on(device, dtype)?);
+            let seed = seed + i as u64;
+            let want = outcome(&case, &case.plain, &Device::Cpu, [dtype, DType::F32], seed)?;
+            let got = outcome(&case, &case.run, device, [dtype, dtype], seed)?;
             let errors = want.iter().zip(&got).map(|(want, got)| relative_error(want, got));
             let error = errors.fold(0.0, |a: f64, b| if b.is_nan() || b > a { b } else { a });
             checked.push(Checked { name: case.name.clone(), dtype, error, bound });
@@ -69,37 +74,56 @@ fn cases(seed: u64) -> Vec<Case> {
     let layout = TokenLayout::new(rng.random_range(1..4), tokens);
     let (rows, width) = (layout.rows(), rng.random_range(1..100));
     let mut cases = vec![
-        case("linear", &[&[rows, width], &[37, width], &[37]], |t| linear(&t[0], &t[1], &t[2])),
-        case("gelu", &[&[rows, width]], |t| gelu(&t[0])),
+        case(
+            "linear",
+            &[&[rows, width], &[37, width], &[37]],
+            |t| linear(&t[0], &t[1], &t[2]),
+            |t| plain::linear(&t[0], &t[1], &t[2]),
+        ),
+        case("gelu", &[&[rows, width]], |t| gelu(&t[0]), |t| t[0].gelu()),
     ];
     for groups in [layout.batch(), layout.batch() * layout.levels()] {
         let (x, m) = ([rows, width], [groups, 6 * width]);
-        let l = layout.clone();
-        cases.push(case("modulated norm", &[&x, &m], move |t| {
-            modulated_norm(&t[0], &t[1], &l, 3, 4)
-        }));
-        let l = layout.clone();
-        cases.push(case("gated residual", &[&x, &x, &m], move |t| {
-            gated_residual(&t[0], &t[1], &t[2], &l, 2)
-        }));
+        let (l, k) = (layout.clone(), layout.clone());
+        cases.push(case(
+            "modulated norm",
+            &[&x, &m],
+            move |t| modulated_norm(&t[0], &t[1], &l, 3, 4),
+            move |t| plain::modulated_norm(&t[0], &t[1], &k, 3, 4),
+        ));
+        let (l, k) = (layout.clone(), layout.clone());
+        cases.push(case(
+            "gated residual",
+            &[&x, &x, &m],
+            move |t| gated_residual(&t[0], &t[1], &t[2], &l, 2),
+            move |t| plain::gated_residual(&t[0], &t[1], &t[2], &k, 2),
+        ));
     }
     for (mask, dim) in [(Mask::Causal, 64), (Mask::None, 72), (Mask::Own, 24), (Mask::Causal, 96)] {
-        let (l, heads) = (layout.clone(), 2);
-        let name = format!("attention {mask:?}, heads of {dim}");
-        cases.push(case(&name, &[&[rows, 3 * heads * dim]], move |t| {
-            attention(&t[0], &l, heads, mask)
-        }));
+        let (l, k, heads) = (layout.clone(), layout.clone(), 2);
+        cases.push(case(
+            &format!("attention {mask:?}, heads of {dim}"),
+            &[&[rows, 3 * heads * dim]],
+            move |t| attention(&t[0], &l, heads, mask),
+            move |t| plain::attention(&t[0], &k, heads, mask),
+        ));
     }
     let image: &[usize] = &[2, 7, 9, 8];
     let geometry = ConvGeometry::same(3);
     let f32_only = [
-        case("convolution", &[image, &[6, 8, 3, 3], &[6]], move |t| {
-            conv2d(&t[0], &t[1], Some(&t[2]), geometry)
-        }),
-        case("group norm", &[image, &[8], &[8]], |t| {
-            group_norm(&t[0], &t[1], &t[2], 4, 1e-6, Activation::Silu)
-        }),
-        case("upsampling", &[image], |t| upsample(&t[0])),
+        case(
+            "convolution",
+            &[image, &[6, 8, 3, 3], &[6]],
+            move |t| conv2d(&t[0], &t[1], Some(&t[2]), geometry),
+            move |t| conv2d_candle(&t[0], &t[1], Some(&t[2]), geometry),
+        ),
+        case(
+            "group norm",
+            &[image, &[8], &[8]],
+            |t| group_norm(&t[0], &t[1], &t[2], 4, 1e-6, Activation::Silu),
+            |t| group_norm_candle(&t[0], &t[1], &t[2], 4, 1e-6, Activation::Silu),
+        ),
+        case("upsampling", &[image], |t| upsample(&t[0]), |t| upsample_candle(&t[0])),
     ];
     cases.extend(f32_only.into_iter().map(|case| Case { bf16: false, ..case }));
     cases
@@ -109,18 +133,19 @@ fn case(
     name: &str,
     shapes: &[&[usize]],
     run: impl Fn(&[Tensor]) -> Result<Tensor> + 'static,
+    plain: impl Fn(&[Tensor]) -> Result<Tensor> + 'static,
 ) -> Case {
     let shapes = shapes.iter().map(|shape| shape.to_vec()).collect();
-    Case { name: name.into(), shapes, run: Box::new(run), bf16: true }
+    Case { name: name.into(), shapes, run: Box::new(run), plain: Box::new(plain), bf16: true }
 }
 
 /// The result and the gradients of a random projection of it, in f32 on the CPU. Values are those
-/// that `dtype` has, computed with in `compute`.
+/// that the first type has, computed with in the second.
 fn outcome(
     case: &Case,
+    run: &Operation,
     device: &Device,
-    dtype: DType,
-    compute: DType,
+    [dtype, compute]: [DType; 2],
     seed: u64,
 ) -> Result<Vec<Tensor>> {
     let mut rng = image_rng(seed, 1);
@@ -133,7 +158,7 @@ fn outcome(
     let inputs = case.shapes.iter().map(|shape| Var::from_tensor(&random(shape)?));
     let inputs = inputs.collect::<Result<Vec<_>>>()?;
     let tensors: Vec<Tensor> = inputs.iter().map(|var| var.as_tensor().clone()).collect();
-    let result = (case.run)(&tensors)?;
+    let result = run(&tensors)?;
     let grads = (&result * random(result.dims())?)?.sum_all()?.backward()?;
     let home = |t: &Tensor| t.to_dtype(DType::F32)?.to_device(&Device::Cpu);
     let mut all = vec![home(&result)?];

@@ -57,7 +57,7 @@ pub fn conv2d(
 }
 
 /// The same by Candle's channels-first convolution.
-fn conv2d_candle(
+pub(super) fn conv2d_candle(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,

@@ -48,7 +48,7 @@ pub fn group_norm(
 }
 
 /// The same by Candle operations.
-fn group_norm_candle(
+pub(super) fn group_norm_candle(
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,

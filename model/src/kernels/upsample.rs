@@ -16,6 +16,11 @@ pub fn upsample(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() {
         return x.contiguous()?.apply_op1(Upsample);
     }
+    upsample_candle(x)
+}
+
+/// The same by Candle operations.
+pub(super) fn upsample_candle(x: &Tensor) -> Result<Tensor> {
     let (b, h, w, c) = x.dims4()?;
     let y = x.reshape((b, h, 1, w, 1, c))?.broadcast_as((b, h, 2, w, 2, c))?;
     y.reshape((b, 2 * h, 2 * w, c))

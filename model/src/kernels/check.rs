@@ -72,7 +72,8 @@ fn cases(seed: u64) -> Vec<Case> {
     let mut rng = image_rng(seed, 0);
     let tokens = (0..rng.random_range(1..4)).map(|_| rng.random_range(1..80)).collect();
     let layout = TokenLayout::new(rng.random_range(1..4), tokens);
-    let (rows, width) = (layout.rows(), rng.random_range(1..100));
+    // Norms of a few values can be of nearly equal ones, and then say nothing to f32's precision.
+    let (rows, width) = (layout.rows(), rng.random_range(16..100));
     let mut cases = vec![
         case(
             "linear",

@@ -11,6 +11,13 @@
 
 enum Mask { CAUSAL, NONE, OWN };
 
+// What all kernels take first.
+struct Attention {
+  Levels l;
+  int mask, heads, dim;  // Mask; the heads' size before padding
+  float scale;
+};
+
 extern __shared__ float tiles[];
 
 // Where a block's tile lies and which tokens it meets, as positions inside a sample.
@@ -72,8 +79,9 @@ __device__ __forceinline__ float row_sum(float value) {
 // Forward: out (rows, width). With `grad`, dL/dout, instead of an output the statistics that the
 // backward kernels need: (rows, heads, 2) of the scores' log-sum-exp and of sum(out grad).
 template <int D, typename T>
-__device__ void attention(const Levels &l, int mask, int heads, int dim, float scale, const T *qkv, T *out,
+__device__ void attention(const Attention &call, const T *qkv, T *out,
                           const T *grad, float *statistics) {
+  const auto &[l, mask, heads, dim, scale] = call;
   float *q = tiles, *kv = q + TILE * (D + 1), *p = kv + TILE * (D + 1);
   const int row = threadIdx.x / QUARTERS, quarter = threadIdx.x % QUARTERS, head = blockIdx.y;
   const int width = heads * dim;
@@ -130,8 +138,9 @@ __device__ void attention(const Levels &l, int mask, int heads, int dim, float s
 
 // dL/dqueries into the first third of dqkv.
 template <int D, typename T>
-__device__ void attention_dq(const Levels &l, int mask, int heads, int dim, float scale, const T *qkv,
+__device__ void attention_dq(const Attention &call, const T *qkv,
                              const T *grad, const float *statistics, T *dqkv) {
+  const auto &[l, mask, heads, dim, scale] = call;
   float *q = tiles, *g = q + TILE * (D + 1), *k = g + TILE * (D + 1), *v = k + TILE * (D + 1);
   float *ds = v + TILE * (D + 1);
   const int row = threadIdx.x / QUARTERS, quarter = threadIdx.x % QUARTERS, head = blockIdx.y;
@@ -172,8 +181,9 @@ __device__ void attention_dq(const Levels &l, int mask, int heads, int dim, floa
 
 // dL/dkeys and dL/dvalues into the other two thirds, by a block a tile of keys: no atomics.
 template <int D, typename T>
-__device__ void attention_dkv(const Levels &l, int mask, int heads, int dim, float scale, const T *qkv,
+__device__ void attention_dkv(const Attention &call, const T *qkv,
                               const T *grad, const float *statistics, T *dqkv) {
+  const auto &[l, mask, heads, dim, scale] = call;
   float *k = tiles, *v = k + TILE * (D + 1), *q = v + TILE * (D + 1), *g = q + TILE * (D + 1);
   float *p = g + TILE * (D + 1), *ds = p + TILE * (TILE + 1);
   const int row = threadIdx.x / QUARTERS, quarter = threadIdx.x % QUARTERS, head = blockIdx.y;
@@ -216,24 +226,19 @@ __device__ void attention_dkv(const Levels &l, int mask, int heads, int dim, flo
   }
 }
 
+#define ENTRY(NAME, D, TYPE) extern "C" __global__ void __launch_bounds__(TILE *QUARTERS, 4) NAME##_##D##_##TYPE
 #define ENTRIES(D, T, TYPE)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(TILE *QUARTERS, 4) attention_##D##_##TYPE(                          \
-      Levels l, int mask, int heads, int dim, float scale, const T *qkv, T *out) {                              \
-    attention<D, T>(l, mask, heads, dim, scale, qkv, out, nullptr, nullptr);                                    \
+  ENTRY(attention, D, TYPE)(Attention call, const T *qkv, T *out) {                                             \
+    attention<D, T>(call, qkv, out, nullptr, nullptr);                                                          \
   }                                                                                                             \
-  extern "C" __global__ void __launch_bounds__(TILE *QUARTERS, 4) attention_statistics_##D##_##TYPE(               \
-      Levels l, int mask, int heads, int dim, float scale, const T *qkv, const T *grad, float *statistics) {    \
-    attention<D, T>(l, mask, heads, dim, scale, qkv, nullptr, grad, statistics);                                \
+  ENTRY(attention_statistics, D, TYPE)(Attention call, const T *qkv, const T *grad, float *statistics) {        \
+    attention<D, T>(call, qkv, nullptr, grad, statistics);                                                      \
   }                                                                                                             \
-  extern "C" __global__ void __launch_bounds__(TILE *QUARTERS, 4) attention_dq_##D##_##TYPE(                       \
-      Levels l, int mask, int heads, int dim, float scale, const T *qkv, const T *grad, const float *statistics, \
-      T *dqkv) {                                                                                                \
-    attention_dq<D, T>(l, mask, heads, dim, scale, qkv, grad, statistics, dqkv);                                \
+  ENTRY(attention_dq, D, TYPE)(Attention call, const T *qkv, const T *grad, const float *statistics, T *dqkv) { \
+    attention_dq<D, T>(call, qkv, grad, statistics, dqkv);                                                      \
   }                                                                                                             \
-  extern "C" __global__ void __launch_bounds__(TILE *QUARTERS, 4) attention_dkv_##D##_##TYPE(                      \
-      Levels l, int mask, int heads, int dim, float scale, const T *qkv, const T *grad, const float *statistics, \
-      T *dqkv) {                                                                                                \
-    attention_dkv<D, T>(l, mask, heads, dim, scale, qkv, grad, statistics, dqkv);                               \
+  ENTRY(attention_dkv, D, TYPE)(Attention call, const T *qkv, const T *grad, const float *statistics, T *dqkv) {\
+    attention_dkv<D, T>(call, qkv, grad, statistics, dqkv);                                                     \
   }
 #define BOTH_ENTRIES(D)   \
   ENTRIES(D, float, f32)  \

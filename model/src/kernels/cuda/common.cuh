@@ -11,6 +11,12 @@ struct Levels {
   int batch, levels, tokens[LEVELS_MAX];
 };
 
+// What a modulation applies to: tokens (rows, width), a modulation (groups, columns).
+struct Modulated {
+  Levels l;
+  int rows, width, groups, columns;
+};
+
 __device__ __forceinline__ float load(const float *p, size_t i) { return p[i]; }
 __device__ __forceinline__ float load(const __nv_bfloat16 *p, size_t i) { return __bfloat162float(p[i]); }
 __device__ __forceinline__ void store(float *p, size_t i, float value) { p[i] = value; }
@@ -22,12 +28,12 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// The row of a modulation of `groups` rows (one a sample, or one a level and sample) for a row of tokens.
-__device__ __forceinline__ int modulation_row(const Levels &l, int groups, int row) {
+// The row of the modulation (one a sample, or one a level and sample) for a row of tokens.
+__device__ __forceinline__ int modulation_row(const Modulated &s, int row) {
   int level = 0;
-  while (row >= l.batch * l.tokens[level]) row -= l.batch * l.tokens[level++];
-  const int sample = row / l.tokens[level];
-  return groups == l.batch ? sample : level * l.batch + sample;
+  while (row >= s.l.batch * s.l.tokens[level]) row -= s.l.batch * s.l.tokens[level++];
+  const int sample = row / s.l.tokens[level];
+  return s.groups == s.l.batch ? sample : level * s.l.batch + sample;
 }
 
 // The row of a sample's token, counted over all levels.

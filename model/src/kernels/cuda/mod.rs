@@ -53,9 +53,6 @@ struct Levels {
     tokens: [i32; LEVELS_MAX],
 }
 
-// SAFETY: plain integers without padding, the same as the struct `Levels` of common.cuh.
-unsafe impl DeviceRepr for Levels {}
-
 impl Levels {
     fn new(layout: &TokenLayout) -> Result<Self> {
         if layout.levels() > LEVELS_MAX {

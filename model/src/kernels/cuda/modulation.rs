@@ -6,21 +6,47 @@ use super::{
 use crate::kernels::TokenLayout;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorage;
-use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
 use candle_core::{Layout, Result, Shape};
 
-/// `(rows, width, groups, columns)` of tokens and of a modulation.
-fn sizes(x: &Layout, modulation: &Layout) -> Result<[i32; 4]> {
-    let ((rows, width), (groups, columns)) = (x.shape().dims2()?, modulation.shape().dims2()?);
-    Ok([int(rows)?, int(width)?, int(groups)?, int(columns)?])
+/// What a modulation applies to, as `common.cuh` has it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Modulated {
+    levels: Levels,
+    rows: i32,
+    width: i32,
+    groups: i32,
+    columns: i32,
 }
 
-/// A block of 32 columns times 8 rows for each tile of columns of each row of a modulation.
-fn group_blocks(width: i32, groups: i32) -> LaunchConfig {
-    LaunchConfig {
-        grid_dim: ((width as u32).div_ceil(WARP as u32), groups as u32, 1),
-        block_dim: (BLOCK as u32, 1, 1),
-        shared_mem_bytes: 0,
+// SAFETY: plain integers without padding, the same as the struct `Modulated` of common.cuh.
+unsafe impl DeviceRepr for Modulated {}
+
+impl Modulated {
+    fn new(layout: &TokenLayout, x: &Layout, modulation: &Layout) -> Result<Self> {
+        let ((rows, width), (groups, columns)) = (x.shape().dims2()?, modulation.shape().dims2()?);
+        Ok(Self {
+            levels: Levels::new(layout)?,
+            rows: int(rows)?,
+            width: int(width)?,
+            groups: int(groups)?,
+            columns: int(columns)?,
+        })
+    }
+
+    /// A warp for each row of tokens.
+    fn warps(&self) -> Result<LaunchConfig> {
+        blocks(self.rows as usize * WARP)
+    }
+
+    /// A block of 32 columns times 8 rows for each tile of columns of each row of the modulation.
+    fn groups(&self) -> LaunchConfig {
+        LaunchConfig {
+            grid_dim: ((self.width as u32).div_ceil(WARP as u32), self.groups as u32, 1),
+            block_dim: (BLOCK as u32, 1, 1),
+            shared_mem_bytes: 0,
+        }
     }
 }
 
@@ -30,22 +56,17 @@ pub(in super::super) fn modulated_norm(
     x: Operand,
     m: Operand,
 ) -> Result<(CudaStorage, Shape)> {
-    let (device, l) = (x.0.device.clone(), Levels::new(layout)?);
-    let [rows, width, groups, columns] = sizes(x.1, m.1)?;
+    let (device, s) = (x.0.device.clone(), Modulated::new(layout, x.1, m.1)?);
     let (shift, scale) = (int(shift)?, int(scale)?);
     with_type!(x.0.dtype(), T, {
         let y = uninitialized::<T>(&device, x.1.shape().elem_count())?;
-        let (name, config) = (typed::<T>("modulated_norm"), blocks(rows as usize * WARP)?);
+        let (name, config) = (typed::<T>("modulated_norm"), s.warps()?);
         launch!(
             device,
             MODULATION,
             name,
             config,
-            l,
-            rows,
-            width,
-            groups,
-            columns,
+            s,
             shift,
             scale,
             view::<T>(x)?,
@@ -61,22 +82,17 @@ pub(in super::super) fn modulated_norm_dx(
     scale: usize,
     [x, m, grad]: [Operand; 3],
 ) -> Result<(CudaStorage, Shape)> {
-    let (device, l) = (x.0.device.clone(), Levels::new(layout)?);
-    let [rows, width, groups, columns] = sizes(x.1, m.1)?;
+    let (device, s) = (x.0.device.clone(), Modulated::new(layout, x.1, m.1)?);
     let scale = int(scale)?;
     with_type!(x.0.dtype(), T, {
         let dx = uninitialized::<T>(&device, x.1.shape().elem_count())?;
-        let (name, config) = (typed::<T>("modulated_norm_dx"), blocks(rows as usize * WARP)?);
+        let (name, config) = (typed::<T>("modulated_norm_dx"), s.warps()?);
         launch!(
             device,
             MODULATION,
             name,
             config,
-            l,
-            rows,
-            width,
-            groups,
-            columns,
+            s,
             scale,
             view::<T>(x)?,
             view::<T>(m)?,
@@ -95,24 +111,20 @@ pub(in super::super) fn modulated_norm_dm(
     m: &Layout,
     grad: Operand,
 ) -> Result<(CudaStorage, Shape)> {
-    let (device, l) = (x.0.device.clone(), Levels::new(layout)?);
-    let [rows, width, groups, columns] = sizes(x.1, m)?;
+    let (device, s) = (x.0.device.clone(), Modulated::new(layout, x.1, m)?);
     let (shift, scale) = (int(shift)?, int(scale)?);
     with_type!(x.0.dtype(), T, {
-        let moments = uninitialized::<f32>(&device, 2 * rows as usize)?;
-        let (name, config) = (typed::<T>("row_moments"), blocks(rows as usize * WARP)?);
-        launch!(device, MODULATION, name, config, rows, width, view::<T>(x)?, moments.as_view());
+        let moments = uninitialized::<f32>(&device, 2 * s.rows as usize)?;
+        let (name, config) = (typed::<T>("row_moments"), s.warps()?);
+        launch!(device, MODULATION, name, config, s, view::<T>(x)?, moments.as_view());
         let dm = device.alloc_zeros::<T>(m.shape().elem_count())?;
-        let (name, config) = (typed::<T>("modulated_norm_dm"), group_blocks(width, groups));
+        let (name, config) = (typed::<T>("modulated_norm_dm"), s.groups());
         launch!(
             device,
             MODULATION,
             name,
             config,
-            l,
-            width,
-            groups,
-            columns,
+            s,
             shift,
             scale,
             view::<T>(x)?,
@@ -132,8 +144,7 @@ pub(in super::super) fn gated_residual(
     y: Operand,
     m: Operand,
 ) -> Result<(CudaStorage, Shape)> {
-    let (device, l) = (y.0.device.clone(), Levels::new(layout)?);
-    let [rows, width, groups, columns] = sizes(y.1, m.1)?;
+    let (device, s) = (y.0.device.clone(), Modulated::new(layout, y.1, m.1)?);
     let (gate, based) = (int(gate)?, i32::from(base.is_some()));
     with_type!(y.0.dtype(), T, {
         let out = uninitialized::<T>(&device, y.1.shape().elem_count())?;
@@ -143,11 +154,7 @@ pub(in super::super) fn gated_residual(
             MODULATION,
             typed::<T>("gated_residual"),
             config,
-            l,
-            rows,
-            width,
-            groups,
-            columns,
+            s,
             gate,
             based,
             view::<T>(base.unwrap_or(y))?,
@@ -166,21 +173,17 @@ pub(in super::super) fn gated_residual_dm(
     y: Operand,
     m: &Layout,
 ) -> Result<(CudaStorage, Shape)> {
-    let (device, l) = (y.0.device.clone(), Levels::new(layout)?);
-    let [_, width, groups, columns] = sizes(y.1, m)?;
+    let (device, s) = (y.0.device.clone(), Modulated::new(layout, y.1, m)?);
     let gate = int(gate)?;
     with_type!(y.0.dtype(), T, {
         let dm = device.alloc_zeros::<T>(m.shape().elem_count())?;
-        let (name, config) = (typed::<T>("gated_residual_dm"), group_blocks(width, groups));
+        let (name, config) = (typed::<T>("gated_residual_dm"), s.groups());
         launch!(
             device,
             MODULATION,
             name,
             config,
-            l,
-            width,
-            groups,
-            columns,
+            s,
             gate,
             view::<T>(grad)?,
             view::<T>(y)?,

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file
 
 failed = False
 
@@ -30,15 +31,10 @@ def levels(run):
 
 
 def tensors(run, name="run"):
-    path = max((run / name / "checkpoints").glob("step-*.safetensors"))
-    raw = path.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
     groups = {}
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] == "F32":
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            groups.setdefault(name.split(".")[0], []).append(np.frombuffer(raw[start:end], "<f4"))
+    for key, tensor in sorted(load_file(max((run / name / "checkpoints").glob("step-*.safetensors"))).items()):
+        if tensor.dtype == np.float32:
+            groups.setdefault(key.split(".")[0], []).append(tensor.ravel())
     return {group: np.concatenate(values) for group, values in groups.items()}
 
 

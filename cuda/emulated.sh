@@ -7,14 +7,9 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 scratch=$(mkdir -p "${1:-$here/../.scratch/cuda-emulated}" && cd "${1:-$here/../.scratch/cuda-emulated}" && pwd)
 cd "$here/.."
-cargo fetch --locked -q
-cuda/stand-in.sh "$scratch"
+source cuda/stand-in.sh
 cuda/emulation/build.sh "$scratch"
-(
-  unset CUDA_HOME CUDA_PATH
-  export PATH=$scratch/bin:$PATH LIBRARY_PATH=$scratch/lib CUDA_COMPUTE_CAP=80
-  cargo build -q --release --locked --features cuda
-)
+cargo build -q --release --locked --features cuda
 lapflow=${CARGO_TARGET_DIR:-target}/release/lapflow
 
 # Where there is no driver, the same binary runs on the CPU and says so of cuda:0.
@@ -63,6 +58,6 @@ done
 unset LD_LIBRARY_PATH
 if [ ! -x "$scratch/venv/bin/python" ]; then
   uv venv -q "$scratch/venv"
-  uv pip install -q --python "$scratch/venv/bin/python" numpy==2.3.5 pyarrow==22.0.0
+  uv pip install -q --python "$scratch/venv/bin/python" numpy==2.3.5 safetensors==0.8.0 pyarrow==22.0.0
 fi
 "$scratch/venv/bin/python" cuda/compare.py "$scratch/run-cpu" "$scratch/run-cuda"

@@ -1,12 +1,10 @@
-#!/bin/bash
-# A stand-in for nvcc, for type checks and for the emulation: PTX files are empty, and what
-# candle-kernels links are traps of the names that it declares. Usage: cuda/stand-in.sh OUT, where
-# OUT/bin/nvcc and OUT/lib (see stubs.sh) are made.
-set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "$1/bin"
-"$here/stubs.sh" "$1/lib"
-cat >"$1/bin/nvcc" <<'NVCC'
+# Sourced in the project's root with `scratch` set: from then on the feature builds without any CUDA
+# toolkit, for type checks and for the emulation. A stand-in for nvcc makes empty PTX files, and of what
+# candle-kernels links traps of the names that it declares; stubs.sh makes the libraries.
+cargo fetch --locked -q
+mkdir -p "$scratch/bin"
+cuda/stubs.sh "$scratch/lib"
+cat >"$scratch/bin/nvcc" <<'NVCC'
 #!/bin/bash
 set -eu
 source= output= folder= make=object objects=()
@@ -31,4 +29,6 @@ object)
   esac | gcc -x c -fPIC -w -c -o "$output" - ;;
 esac
 NVCC
-chmod +x "$1/bin/nvcc"
+chmod +x "$scratch/bin/nvcc"
+unset CUDA_HOME CUDA_PATH
+export PATH=$scratch/bin:$PATH LIBRARY_PATH=$scratch/lib CUDA_COMPUTE_CAP=80

@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::Device;
-use common::{dataset, recipe, runtime};
+use common::{dataset, recipe, runtime, trainer};
 use lapflow_model::checkpoint::Checkpoint;
 use lapflow_store::Dataset;
 use lapflow_train::{Communicator, Recipe, Result, RunFolder, Stages, Trainer, run};
@@ -69,12 +69,7 @@ fn train(recipe: &Recipe, dataset: &Dataset, folder: &Path, ranks: usize) {
         for rank in Threads::start(ranks) {
             scope.spawn(move || {
                 let folder = RunFolder::open(folder).unwrap();
-                let trainer = match folder.newest().unwrap() {
-                    Some(checkpoint) => {
-                        Trainer::resume(recipe, dataset, &checkpoint, &Device::Cpu).unwrap()
-                    }
-                    None => Trainer::new(recipe, dataset, &Device::Cpu).unwrap(),
-                };
+                let trainer = trainer(recipe, dataset, &folder);
                 // Nobody may write the folder before all have looked at it.
                 rank.shared.barrier.wait();
                 let mut trainer = trainer.among(Rc::new(rank));

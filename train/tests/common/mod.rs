@@ -83,12 +83,17 @@ pub fn recipe(steps: u64) -> Recipe {
     }
 }
 
-pub fn train(recipe: &Recipe, dataset: &Dataset, folder: &RunFolder) -> Vec<f64> {
+/// A trainer that stands where `folder` does: at its newest checkpoint, or at the beginning.
+pub fn trainer(recipe: &Recipe, dataset: &Dataset, folder: &RunFolder) -> Trainer {
     let device = Device::Cpu;
-    let mut trainer = match folder.newest().unwrap() {
+    match folder.newest().unwrap() {
         Some(checkpoint) => Trainer::resume(recipe, dataset, &checkpoint, &device).unwrap(),
         None => Trainer::new(recipe, dataset, &device).unwrap(),
-    };
+    }
+}
+
+pub fn train(recipe: &Recipe, dataset: &Dataset, folder: &RunFolder) -> Vec<f64> {
+    let mut trainer = trainer(recipe, dataset, folder);
     let mut losses = Vec::new();
     run(&mut trainer, dataset, folder, &AtomicBool::new(false), |line| losses.push(line.loss))
         .unwrap();

@@ -5,15 +5,12 @@ import pathlib
 import sys
 
 import numpy as np
+from safetensors.numpy import load_file
 
 
 def weights(run):
-    raw = max((run / "checkpoints").glob("step-*.safetensors")).read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    chosen = sorted(name for name in header if name.startswith(("model.", "ema.")))
-    offsets = [header[name]["data_offsets"] for name in chosen]
-    return np.concatenate([np.frombuffer(raw[8 + length + a : 8 + length + b], "<f4") for a, b in offsets])
+    tensors = load_file(max((run / "checkpoints").glob("step-*.safetensors")))
+    return np.concatenate([tensors[name].ravel() for name in sorted(tensors) if name.startswith(("model.", "ema."))])
 
 
 def losses(run):

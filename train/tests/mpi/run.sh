@@ -40,7 +40,7 @@ echo "a job whose rank 1 was killed ended after $((SECONDS - start)) s: $(grep -
 
 if [ ! -x "$scratch/venv/bin/python" ]; then
   uv venv -q "$scratch/venv"
-  uv pip install -q --python "$scratch/venv/bin/python" numpy==2.3.5
+  uv pip install -q --python "$scratch/venv/bin/python" numpy==2.3.5 safetensors==0.8.0
 fi
 for name in two four changing; do
   "$scratch/venv/bin/python" "$here/compare.py" "$scratch/one" "$scratch/$name"

@@ -80,8 +80,7 @@ pub fn run_session(
     let mut feed = Feed::open(trainer, dataset, &session.others, session.follow)?;
     // The first of several ranks writes for all.
     let writes = trainer.ranks().rank() == 0;
-    let rate = matrix_rate(trainer.device())?;
-    let mut log = writes.then(|| Log::open(folder, trainer.state().step, rate)).transpose()?;
+    let mut log = writes.then(|| Log::open(folder, trainer)).transpose()?;
     let mut window = Window::default();
     let (begin, mut images) = (Instant::now(), 0);
     while trainer.state().step < config.steps && !stopped(trainer, stop)? {
@@ -163,7 +162,8 @@ struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
-    fn open(folder: &'a RunFolder, step: u64, matrix_rate: f64) -> Result<Self> {
+    fn open(folder: &'a RunFolder, trainer: &Trainer) -> Result<Self> {
+        let (step, matrix_rate) = (trainer.state().step, matrix_rate(trainer.device())?);
         folder.rewind_metrics(step)?;
         let metrics = folder.append_metrics()?;
         let events = EventFile::create(&folder.events(), step)?;

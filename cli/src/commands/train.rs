@@ -1,6 +1,6 @@
 //! `lapflow train`: a flow from a dataset, resumable at any step.
 
-use super::{Context, plan};
+use super::{Context, environment, plan};
 use crate::config::{Config, ConfigArgs};
 use crate::progress::Progress;
 use crate::report::grid::{encode_png, grid};
@@ -94,9 +94,10 @@ pub fn train(
     let others = others
         .map(|source| context.runtime.block_on(Dataset::open(&source.dataset)))
         .collect::<Result<Vec<_>, _>>()?;
-    check_autoencoder(config, &dataset)?;
-    let folder = RunFolder::open(&config.train.folder)?;
     let first = ranks.rank() == 0;
+    let draws = first && config.train.sample_every > 0;
+    let mut autoencoder = autoencoder_of(config, &dataset, draws, context)?;
+    let folder = RunFolder::open(&config.train.folder)?;
     let newest = folder.newest()?;
     if newest.is_some() && !resume {
         bail!(
@@ -121,7 +122,6 @@ pub fn train(
     let start = trainer.state().step;
     // The first of several ranks speaks for all.
     let mut progress = first.then(|| Progress::new("train", "steps", start, config.train.steps));
-    let mut autoencoder = None;
     let draw = Box::new(|trainer: &Trainer| {
         draw(trainer, &mut autoencoder, config, context)
             .map_err(|e| TrainError::Samples(format!("{e:#}")))
@@ -147,26 +147,34 @@ pub fn train(
     Ok(outcome)
 }
 
-/// Refuses latents that `sample` would not decode with the config's autoencoder. Where training runs
-/// its weights may be missing; the first grid or `sample` needs them.
-fn check_autoencoder(config: &Config, dataset: &Dataset) -> Result<()> {
-    let wanted = &dataset.metadata().autoencoder;
-    match Autoencoder::open(&config.autoencoder, &Device::Cpu) {
-        Err(error) => tracing::warn!("without its autoencoder a run cannot be sampled: {error}"),
-        Ok(autoencoder) => {
-            let here = json!(autoencoder.identity());
-            // Scale and shift are the model's business: the latents are stored raw.
-            if ["architecture", "sha256"].iter().any(|key| here[key] != wanted[key]) {
-                bail!("{}: its latents are of {wanted}, [autoencoder] is {here}", dataset.uri());
-            }
+/// Refuses latents that `sample` would not decode with the config's autoencoder, which is given back
+/// where this process `draws` grids. Where training runs its weights may be missing; the first grid or
+/// `sample` needs them.
+fn autoencoder_of(
+    config: &Config,
+    dataset: &Dataset,
+    draws: bool,
+    context: &Context,
+) -> Result<Option<Arc<Autoencoder>>> {
+    let device = if draws { &context.device } else { &Device::Cpu };
+    let autoencoder = match Autoencoder::open(&config.autoencoder, device) {
+        Ok(autoencoder) => autoencoder,
+        Err(error) => {
+            tracing::warn!("without its autoencoder a run cannot be sampled: {error}");
+            return Ok(None);
         }
+    };
+    let wanted = &dataset.metadata().autoencoder;
+    if !autoencoder.identity().made(wanted) {
+        let here = json!(autoencoder.identity());
+        bail!("{}: its latents are of {wanted}, [autoencoder] is {here}", dataset.uri());
     }
-    Ok(())
+    Ok(draws.then(|| Arc::new(autoencoder)))
 }
 
 /// The ranks that this process was started with.
 fn join() -> Result<Rc<dyn Communicator>> {
-    let size = |name| std::env::var(name).ok().and_then(|text| text.parse::<usize>().ok());
+    let size = |name| environment(name).and_then(|text| text.parse::<usize>().ok());
     let started = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
         .into_iter()
         .find_map(|name| size(name).filter(|&size| size > 1).map(|size| (name, size)));

@@ -128,6 +128,13 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whether latents that a dataset records as `of` are this autoencoder's. Scale and shift are the
+    /// model's business: latents are stored raw.
+    pub fn made(&self, of: &serde_json::Value) -> bool {
+        let here = serde_json::json!(self);
+        ["architecture", "sha256"].iter().all(|key| here[key] == of[key])
+    }
+
     /// Of images used as they are.
     pub const PIXEL: Self = Self {
         architecture: Architecture::Pixel,

@@ -60,7 +60,8 @@ impl Transformer {
         Ok(Self { embed, positions, condition, blocks, tape, head, geometry, patch, outputs })
     }
 
-    /// From now on blocks have backward passes written by hand, whose gradients are to be had from [`Transformer::block_gradients`] and not from Candle's.
+    /// From now on blocks have backward passes written by hand, whose gradients are to be had from
+    /// [`Transformer::block_gradients`] and not from Candle's.
     ///
     /// With `recompute`, a block keeps its input alone and runs again in the backward pass: a third
     /// more arithmetic for a small part of the memory. Their products are computed in `precision`.

@@ -41,12 +41,11 @@ impl<'a> DecodedDataset<'a> {
         for weights in candidates {
             let config = AutoencoderConfig { weights, ..AutoencoderConfig::default() };
             let autoencoder = Autoencoder::open(&config, &context.device)?;
-            let here = json!(autoencoder.identity());
-            // Scale and shift are the model's business: the latents are stored raw.
-            if ["architecture", "sha256"].iter().all(|key| here[key] == wanted[key]) {
+            if autoencoder.identity().made(wanted) {
                 return Ok(Self { dataset, autoencoder, context });
             }
             if named.is_some() {
+                let here = json!(autoencoder.identity());
                 bail!("{uri}: its latents are of {wanted}, the autoencoder given is {here}");
             }
         }

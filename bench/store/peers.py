@@ -1,16 +1,21 @@
 """Other projects' loaders on the same samples: f16 4x32x32 + 4x16x16, shuffled, batch 256.
 
-Usage: peers.py write NAME DIR ROWS | peers.py read NAME DIR
+Usage: peers.py write NAME DIR ROWS | peers.py read NAME DIR | peers.py resume NAME DIR ROWS
 NAME: mosaic webdataset datasets datasets-stream litdata pyarrow (DIR of the last is a lapflow
 dataset's `data` folder); or `read floor DIR`: zstd decompression alone and a memcpy.
 One process; every reader ends with contiguous buffers of a batch. Prints one JSON line: samples
-per second of wall time and of processor time, and the time to the first batch.
+per second of wall time and of processor time from the first batch of each of three epochs on, and the
+time to the first batch of all. `resume` is given what each project saves of a run that stopped in
+the middle of an epoch (made first, by another process), and times the first batch after it;
+WebDataset and map-style `datasets` save nothing and read the half again.
 """
 import glob
 import io
 import json
 import os
+import pickle
 import random
+import subprocess
 import sys
 import tarfile
 import time
@@ -18,6 +23,8 @@ import time
 import numpy
 
 BATCH = 256
+# What a process reads first, a virtual machine may have to find the memory for.
+EPOCHS = 3
 SIZES = (4 * 32 * 32 * 2, 4 * 16 * 16 * 2)
 DRAWN = 512
 
@@ -113,12 +120,16 @@ def read_datasets(folder):
         yield collate(batch.to_pylist())
 
 
-def read_datasets_stream(folder):
+def datasets_stream(folder):
     import datasets
 
     files = sorted(glob.glob(f"{folder}/*.parquet"))
     data = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-    yield from batched(data.shuffle(seed=0, buffer_size=8192))
+    return data.shuffle(seed=0, buffer_size=8192)
+
+
+def read_datasets_stream(folder):
+    yield from batched(datasets_stream(folder))
 
 
 def one(sample):
@@ -133,11 +144,15 @@ def write_litdata(folder, rows):
     )
 
 
-def read_litdata(folder):
+def litdata_loader(folder):
     import litdata
 
     data = litdata.StreamingDataset(folder, shuffle=True)
-    yield from litdata.StreamingDataLoader(data, batch_size=BATCH, collate_fn=collate)
+    return litdata.StreamingDataLoader(data, batch_size=BATCH, collate_fn=collate)
+
+
+def read_litdata(folder):
+    yield from litdata_loader(folder)
 
 
 def read_pyarrow(folder):
@@ -153,6 +168,45 @@ def read_pyarrow(folder):
     for file, group in groups:
         table = file.read_row_group(group, columns=columns, use_threads=False)
         yield table["id"].to_numpy(), table["label"].to_numpy(), table
+
+
+def mosaic_loader(folder):
+    from streaming import StreamingDataLoader, StreamingDataset
+
+    data = StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)
+    return StreamingDataLoader(data, batch_size=BATCH, collate_fn=collate)
+
+
+# What is iterated and can say where it is: as batches, or as rows to be batched.
+STATEFUL = {"mosaic": mosaic_loader, "litdata": litdata_loader, "datasets-stream": datasets_stream}
+
+
+def stop(name, folder, rows):
+    """Reads half an epoch and saves where it is."""
+    data = STATEFUL[name](folder)
+    batches = batched(data) if name == "datasets-stream" else iter(data)
+    for _ in range(rows // BATCH // 2):
+        next(batches)
+    with open(f"{folder}.state", "wb") as file:
+        pickle.dump(data.state_dict(), file)
+
+
+def resume(name, folder, rows):
+    """Seconds to the first batch of the second half, in a process that starts with this."""
+    wall = time.perf_counter()
+    if name in STATEFUL:
+        with open(f"{folder}.state", "rb") as file:
+            state = pickle.load(file)
+        wall = time.perf_counter()
+        data = STATEFUL[name](folder)
+        data.load_state_dict(state)
+        batches = batched(data) if name == "datasets-stream" else iter(data)
+    else:
+        batches = iter(globals()[f"read_{name}"](folder))
+        for _ in range(rows // BATCH // 2):
+            next(batches)
+    next(batches)
+    print(json.dumps({"name": name, "resume_s": round(time.perf_counter() - wall, 3)}))
 
 
 def read_floor(_folder):
@@ -173,6 +227,12 @@ def read_floor(_folder):
 
 def main():
     command, name, folder, *rest = sys.argv[1:]
+    if command == "stop":
+        return stop(name, folder, int(rest[0]))
+    if command == "resume":
+        if name in STATEFUL:
+            subprocess.run([sys.executable, __file__, "stop", name, folder, *rest], check=True)
+        return resume(name, folder, int(rest[0]))
     function = globals()[f"{command}_{name.replace('-', '_')}"]
     wall, processor = time.perf_counter(), time.process_time()
     if command == "write":
@@ -182,18 +242,18 @@ def main():
         return
     if name == "floor":
         return function(folder)
-    count = 0
-    for batch in function(folder):
-        if not count:
-            first = time.perf_counter() - wall
-            wall, processor = time.perf_counter(), time.process_time()
-        else:
-            count += len(batch[0])
-        count = max(count, 1)
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    count, elapsed, used, first = 0, 0, 0, None
+    for _ in range(EPOCHS):
+        batches = iter(function(folder))
+        next(batches)
+        first = first or time.perf_counter() - wall
+        wall, processor = time.perf_counter(), time.process_time()
+        count += sum(len(batch[0]) for batch in batches)
+        elapsed += time.perf_counter() - wall
+        used += time.process_time() - processor
     print(json.dumps({
-        "name": name, "samples_per_s": round(count / wall),
-        "samples_per_cpu_s": round(count / processor), "first_batch_s": round(first, 3),
+        "name": name, "samples_per_s": round(count / elapsed),
+        "samples_per_cpu_s": round(count / used), "first_batch_s": round(first, 3),
     }))
 
 

@@ -14,6 +14,7 @@ ours=target/release/examples/loader_bench
 peers="$python bench/store/peers.py"
 peer_names="mosaic webdataset datasets datasets-stream litdata"
 pin="taskset -c 1"
+export MIMALLOC_PURGE_DELAY=-1 # as the binary sets it
 quiet() { "$@" 2>/dev/null | grep '^{' || echo "{\"name\": \"${*: -2:1}\", \"failed\": true}"; }
 
 mkdir -p "$scratch/peers"
@@ -27,12 +28,15 @@ ln -sfn datasets "$scratch/peers/datasets-stream"
 for _ in $(seq "$repeats"); do
   for codec in zstd:1 none; do
     echo "codec $codec"
-    $pin $ours read "$scratch/lapflow-$codec"
-    $pin $ours read "$scratch/lapflow-$codec" levels=1
+    $pin $ours read "$scratch/lapflow-$codec" epochs=3
+    $pin $ours read "$scratch/lapflow-$codec" epochs=3 levels=1
     quiet $pin $peers read pyarrow "$scratch/lapflow-$codec/data"
   done
   for name in $peer_names; do
     quiet $pin timeout 300 $peers read $name "$scratch/peers/$name"
+  done
+  for name in $peer_names; do
+    quiet $pin timeout 300 $peers resume $name "$scratch/peers/$name" "$rows"
   done
   quiet $pin $peers read floor .
 done

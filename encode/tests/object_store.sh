@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 uv venv -q "$scratch/venv"
-uv pip install -q --python "$scratch/venv/bin/python" -r store/tests/s3/requirements.txt
+uv pip install -q --python "$scratch/venv/bin/python" -r store/tests/objects/requirements.txt
 export LAPFLOW_MOTO_SERVER=$scratch/venv/bin/moto_server
 # The whole workspace, so that its dependencies are those already built.
 cargo test -q --release --workspace --test object_store -- --nocapture | tee "$scratch/log"

@@ -12,6 +12,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SHARD_ROWS: i64 = 5000;
 const BATCHES_TIMED_MIN: usize = 20;
 /// Linux's unit of processor time in `/proc`.

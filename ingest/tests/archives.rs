@@ -247,6 +247,15 @@ async fn archives_with_endless_members_are_refused() {
     }
 }
 
+/// Found by fuzzing: lists of lists that a page's header says are there, behind the file's end.
+#[tokio::test]
+async fn a_parquet_header_that_never_ends_is_refused() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/endless-header.parquet");
+    let path = path.display().to_string();
+    let error = open(&path).await.err().expect("refused");
+    assert!(error.ends_with("unexpected end of file"), "{error}");
+}
+
 #[tokio::test]
 async fn a_deflated_bomb_is_a_skip() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -33,6 +33,19 @@ fn png_of(width: u32, height: u32, color: u8) -> Vec<u8> {
     bytes
 }
 
+/// A PNG with a palette that is one byte short, with the right checksum.
+fn png_of_short_palette() -> Vec<u8> {
+    let mut bytes = golden("palette-transparent.png");
+    let (name, content) = (after(&bytes, b"PLTE") - 4, after(&bytes, b"PLTE"));
+    let length = u32::from_be_bytes(bytes[name - 4..name].try_into().unwrap()) as usize;
+    bytes.remove(content + length - 1);
+    bytes[name - 4..name].copy_from_slice(&(length as u32 - 1).to_be_bytes());
+    let end = content + length - 1;
+    let checksum = crc32(&bytes[name..end]);
+    bytes[end..end + 4].copy_from_slice(&checksum.to_be_bytes());
+    bytes
+}
+
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
@@ -130,6 +143,11 @@ fn every_broken_file_is_skipped_in_its_own_words() {
             "png of 20000 squared",
             png_of(20_000, 20_000, 2),
             "20000x20000 pixels, more than pixels_max = 100000000",
+        ),
+        (
+            "png of a short palette",
+            png_of_short_palette(),
+            "corrupt PNG: its palette has 119 bytes, which is no number of colours",
         ),
         (
             "png of colour type 5",

@@ -26,7 +26,9 @@ impl Dataset {
         match read {
             Ok(content) => Ok(Some(content)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(StoreError::storage("reading", path, error)),
+            Err(error) => {
+                Err(StoreError::storage("reading", self.location().address(&path), error))
+            }
         }
     }
 
@@ -48,7 +50,9 @@ impl Dataset {
         let files: Vec<_> =
             on_runtime(async move { store.list(Some(&listed)).try_collect().await })
                 .await
-                .map_err(|error| StoreError::storage("listing", &prefix, error))?;
+                .map_err(|error| {
+                    StoreError::storage("listing", self.location().address(&prefix), error)
+                })?;
         let mut names: Vec<_> = files
             .iter()
             .filter_map(|file: &object_store::ObjectMeta| file.location.filename())
@@ -68,7 +72,9 @@ impl Dataset {
         match put {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(error) => Err(StoreError::storage("writing", path, error)),
+            Err(error) => {
+                Err(StoreError::storage("writing", self.location().address(&path), error))
+            }
         }
     }
 

@@ -177,6 +177,16 @@ impl Location {
         self.url.scheme() == "file"
     }
 
+    /// A path within the store as people write it: from the root on this machine, a whole address
+    /// elsewhere.
+    pub fn address(&self, path: &Path) -> String {
+        if self.is_local() {
+            return format!("/{path}");
+        }
+        let within = path.as_ref().strip_prefix(self.root.as_ref()).unwrap_or(path.as_ref());
+        format!("{}{}", self.url, within.trim_start_matches('/'))
+    }
+
     /// The path within the store of a file named relative to the table's root.
     pub fn path(&self, relative: &str) -> Path {
         relative.split('/').fold(self.root.clone(), |path, part| path.join(part))

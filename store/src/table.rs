@@ -257,7 +257,9 @@ impl Table {
         match runtime().block_on(retrying(first)) {
             Ok(entry) => Ok(entry.is_some()),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(StoreError::storage("listing", prefix, error)),
+            Err(error) => {
+                Err(StoreError::storage("listing", self.location.address(&prefix), error))
+            }
         }
     }
 

@@ -48,8 +48,9 @@ impl Dataset {
             }
             self.verify_shard(file, &mut seen, &mut found).await;
         }
+        let orphans = self.orphans().await?;
         found.orphans =
-            self.orphans().await?.into_iter().map(|orphan| orphan.location.to_string()).collect();
+            orphans.iter().map(|orphan| self.location().address(&orphan.location)).collect();
         Ok(found)
     }
 
@@ -142,11 +143,12 @@ impl Dataset {
             if now.saturating_sub(orphan.last_modified.timestamp_millis()) <= age {
                 continue;
             }
-            let (store, path) = (Arc::clone(&self.location().store), orphan.location.clone());
-            on_runtime(async move { store.delete(&path).await })
+            let address = self.location().address(&orphan.location);
+            let store = Arc::clone(&self.location().store);
+            on_runtime(async move { store.delete(&orphan.location).await })
                 .await
-                .map_err(|error| StoreError::storage("deleting", &orphan.location, error))?;
-            removed.push(orphan.location.to_string());
+                .map_err(|error| StoreError::storage("deleting", &address, error))?;
+            removed.push(address);
         }
         removed.extend(newest.remove_partial_uploads(age).await?);
         Ok(removed)
@@ -161,7 +163,9 @@ impl Dataset {
             async move { location.store.list(Some(&folder)).try_collect().await }
         })
         .await;
-        let listed = listed.map_err(|error| StoreError::storage("listing", folder, error))?;
+        let listed = listed.map_err(|error| {
+            StoreError::storage("listing", self.location().address(&folder), error)
+        })?;
         Ok(listed.into_iter().filter(|meta| !known.contains(&meta.location)).collect())
     }
 
@@ -175,8 +179,9 @@ impl Dataset {
             store.delete(&probe).await?;
             Ok(meta)
         });
-        let meta: object_store::ObjectMeta =
-            meta.await.map_err(|error| StoreError::storage("writing", path, error))?;
+        let meta: object_store::ObjectMeta = meta.await.map_err(|error| {
+            StoreError::storage("writing", self.location().address(&path), error)
+        })?;
         Ok(meta.last_modified.timestamp_millis())
     }
 
@@ -195,7 +200,7 @@ impl Dataset {
                     .and_then(|meta| meta.modified())
                     .is_ok_and(|time| time.elapsed().is_ok_and(|t| t.as_millis() as i64 > age_ms));
                 if old && name.contains(".parquet#") && std::fs::remove_file(entry.path()).is_ok() {
-                    removed.push(format!("data/{name}"));
+                    removed.push(entry.path().display().to_string());
                 }
             }
             Ok(removed)

@@ -22,9 +22,29 @@ const PNG_CHUNK_BYTES_MAX: u64 = 64 << 20;
 const INTERNAL_PIXEL_BYTES: u64 = 4;
 
 pub(super) fn open_png(bytes: &[u8]) -> Result<Png<'_>, SkipReason> {
+    // The decoder panics on a palette that ends within a colour.
+    if let Some(length) = palette_bytes(bytes).filter(|length| !length.is_multiple_of(3)) {
+        let detail = format!("its palette has {length} bytes, which is no number of colours");
+        return Err(SkipReason::Corrupt { format: Format::Png, detail });
+    }
     let mut limits = image::Limits::no_limits();
     limits.max_alloc = Some(PNG_CHUNK_BYTES_MAX);
     PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(|error| reason(Format::Png, error))
+}
+
+/// The length of the palette, if there is one before the image.
+fn palette_bytes(png: &[u8]) -> Option<u32> {
+    let mut chunks = png.get(8..)?;
+    loop {
+        let (&length, after) = chunks.split_first_chunk()?;
+        let length = u32::from_be_bytes(length);
+        match after.get(..4)? {
+            b"PLTE" => return Some(length),
+            b"IDAT" => return None,
+            // Behind the name: the content and its checksum.
+            _ => chunks = after.get(8_usize.checked_add(length.try_into().ok()?)?..)?,
+        }
+    }
 }
 
 pub(super) fn open_webp(bytes: &[u8]) -> Result<WebP<'_>, SkipReason> {

@@ -1,5 +1,6 @@
 //! Parquet files with embedded images, in the layout of Hugging Face datasets.
 
+use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch};
@@ -190,12 +191,12 @@ impl Length for ParquetBlob {
 }
 
 impl ChunkReader for ParquetBlob {
-    type T = BlobReader;
+    type T = PageHeaders;
 
-    fn get_read(&self, start: u64) -> ParquetResult<BlobReader> {
+    fn get_read(&self, start: u64) -> ParquetResult<PageHeaders> {
         let mut reader = BlobReader::new(self.blob.clone())?;
-        std::io::Seek::seek(&mut reader, std::io::SeekFrom::Start(start))?;
-        Ok(reader)
+        reader.seek(SeekFrom::Start(start))?;
+        Ok(PageHeaders(reader))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
@@ -204,5 +205,18 @@ impl ChunkReader for ParquetBlob {
             return Err(ParquetError::EOF(format!("{} ends early", self.blob)));
         }
         Ok(bytes)
+    }
+}
+
+/// What the parquet crate reads page headers from. The end is an error: skipping a field that a
+/// header says is there, the crate would not notice it, and go on for hours if the header says so.
+struct PageHeaders(BlobReader);
+
+impl Read for PageHeaders {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(target)? {
+            0 if !target.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
+            count => Ok(count),
+        }
     }
 }

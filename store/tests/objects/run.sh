@@ -39,8 +39,8 @@ signed)
   sleep 1
   run_tests s3://lapflow/tests AWS_ENDPOINT="http://127.0.0.1:$server" LAPFLOW_TEST_OBJECTS_WRITERS=1
   # Signatures are looked at: a wrong secret is refused.
-  answer=$(curl -s -o "$scratch/answer" -w '%{http_code}' --aws-sigv4 aws:amz:us-east-1:s3 --user test:wrong \
-    "http://127.0.0.1:$server/lapflow?list-type=2")
+  answer=$(curl -s -o "$scratch/answer" -w '%{http_code}' -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' \
+    --aws-sigv4 aws:amz:us-east-1:s3 --user test:wrong "http://127.0.0.1:$server/lapflow?list-type=2")
   [ "$answer" = 403 ] || { echo "a wrong secret was answered with $answer" >&2; exit 1; }
   ;;
 *)

@@ -16,6 +16,7 @@ use crate::location::{AbortOnDrop, runtime};
 use crate::metadata::{Dtype, LevelSpec};
 use crate::order::RowRef;
 use crate::planner::{Part, Planner, Step};
+use crate::scheduler::cores;
 use crate::shard::validate_name;
 
 /// What a loader reads and how it mixes.
@@ -46,7 +47,8 @@ pub struct LoaderConfig {
     pub run: Option<String>,
     /// Whether to check every segment read against its checksum.
     pub verify: bool,
-    /// Row groups read and decoded at the same time.
+    /// Row groups read and decoded at the same time, at most; of files on this machine no more than
+    /// it has cores, which is faster.
     pub reads_max: usize,
     /// Bytes of decoded row groups kept from one epoch to the next, at most. The first ones read
     /// stay: each is read once an epoch, so none is worth more than another.
@@ -250,11 +252,13 @@ enum Held {
 impl Groups {
     fn new(loader: &Loader) -> Self {
         let logvar = loader.config.logvar.then(|| loader.dataset.metadata().levels.len());
+        let local = loader.dataset.location().is_local();
+        let useful = if local { cores(&|key| std::env::var(key).ok()) } else { usize::MAX };
         Self {
             payloads: loader.levels.iter().copied().chain(logvar).collect(),
             levels: loader.levels.len(),
             verify: loader.config.verify,
-            permits: Arc::new(Semaphore::new(loader.config.reads_max)),
+            permits: Arc::new(Semaphore::new(loader.config.reads_max.min(useful))),
             held: BTreeMap::new(),
             kept: HashMap::new(),
             keep_bytes: loader.config.memory_cache_bytes_max,

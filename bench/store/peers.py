@@ -197,7 +197,6 @@ def resume(name, folder, rows):
     if name in STATEFUL:
         with open(f"{folder}.state", "rb") as file:
             state = pickle.load(file)
-        wall = time.perf_counter()
         data = STATEFUL[name](folder)
         data.load_state_dict(state)
         batches = batched(data) if name == "datasets-stream" else iter(data)

@@ -11,7 +11,7 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use crate::dataset::Dataset;
-use crate::error::{Result, StoreError};
+use crate::error::Result;
 use crate::location::on_runtime;
 
 /// Folder of the files, within the table's root.
@@ -26,9 +26,7 @@ impl Dataset {
         match read {
             Ok(content) => Ok(Some(content)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => {
-                Err(StoreError::storage("reading", self.location().address(&path), error))
-            }
+            Err(error) => Err(self.location().failed("reading", &path, error)),
         }
     }
 
@@ -50,9 +48,7 @@ impl Dataset {
         let files: Vec<_> =
             on_runtime(async move { store.list(Some(&listed)).try_collect().await })
                 .await
-                .map_err(|error| {
-                    StoreError::storage("listing", self.location().address(&prefix), error)
-                })?;
+                .map_err(|error| self.location().failed("listing", &prefix, error))?;
         let mut names: Vec<_> = files
             .iter()
             .filter_map(|file: &object_store::ObjectMeta| file.location.filename())
@@ -72,9 +68,7 @@ impl Dataset {
         match put {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(error) => {
-                Err(StoreError::storage("writing", self.location().address(&path), error))
-            }
+            Err(error) => Err(self.location().failed("writing", &path, error)),
         }
     }
 

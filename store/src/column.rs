@@ -1,18 +1,17 @@
-//! Columns of equally long PLAIN values, read where the file or decompression left them.
-//!
-//! Nothing is copied here: a page without a codec is a slice of what was read, a zstd page is
-//! decompressed once, and rows go from there straight into a batch.
+//! Columns of equally long PLAIN values, handed on page by page as the file or decompression left
+//! them: a page without a codec is a slice of what was read, a zstd page is decompressed once.
 
 use std::io::Cursor;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::{Compression, Encoding};
-use parquet::column::page::{Page, PageReader};
+use parquet::column::page::{self, PageReader};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
+use zstd::bulk::Decompressor;
 
 use crate::buffers::Buffer;
 use crate::group::Segments;
@@ -34,105 +33,90 @@ impl Values {
         if self.prefixed { LENGTH_BYTES } else { 0 }
     }
 
-    fn stride(self) -> usize {
+    /// Bytes from one value to the next.
+    pub fn stride(self) -> usize {
         self.prefix() + self.bytes
     }
 
-    /// Checks that `page` holds whole values and nothing else.
-    fn check(self, page: &[u8]) -> Result<(), String> {
-        let length = (self.bytes as u32).to_le_bytes();
+    /// Checks that `page` has `length` bytes, values and nothing else.
+    fn check(self, page: &[u8], length: usize) -> Result<(), String> {
+        let size = (self.bytes as u32).to_le_bytes();
         let mut values = page.chunks_exact(self.stride());
-        let whole = !self.prefixed || values.all(|value| value[..LENGTH_BYTES] == length);
-        match whole && page.len().is_multiple_of(self.stride()) {
+        let whole = !self.prefixed || values.all(|value| value[..LENGTH_BYTES] == size);
+        match whole && page.len() == length {
             true => Ok(()),
             false => Err(format!("a value does not have {} bytes", self.bytes)),
         }
     }
 }
 
-/// One column of a row group.
-#[derive(Debug)]
-pub(crate) struct Column {
+/// Consecutive rows of a column, without the codec.
+pub(crate) struct Page {
     values: Values,
-    /// Pages without their codec, in order.
-    pages: Vec<Bytes>,
-    /// The row after the last one of each page.
-    ends: Vec<usize>,
+    /// Which row of the row group is its first.
+    pub first_row: usize,
+    bytes: Bytes,
 }
 
-impl Column {
-    /// Reads the required PLAIN column `chunk` of `rows` rows.
-    pub fn read(
-        segments: &Segments,
-        chunk: &ColumnChunkMetaData,
-        rows: usize,
-        values: Values,
-    ) -> Result<Self, String> {
-        let total = rows.checked_mul(values.stride()).ok_or("the row count overflows")?;
-        let mut column = Self { values, pages: Vec::new(), ends: Vec::new() };
-        if let Compression::ZSTD(_) = chunk.compression() {
-            column.push(unpack(segments, chunk, total)?)?;
-        } else {
-            let mut pages = pages(segments, chunk)?;
-            while let Some((page, _)) = next_page(&mut pages)? {
-                column.push(page)?;
-            }
-        }
-        match column.ends.last().copied().unwrap_or(0) {
-            found if found == rows => Ok(column),
-            found => Err(format!("{found} values, expected {rows}")),
-        }
-    }
-
-    fn push(&mut self, page: Bytes) -> Result<(), String> {
-        self.values.check(&page)?;
-        let first = self.ends.last().copied().unwrap_or(0);
-        self.ends.push(first + page.len() / self.values.stride());
-        self.pages.push(page);
-        Ok(())
-    }
-
-    /// Bytes it takes in memory.
-    pub fn bytes(&self) -> usize {
-        self.pages.iter().map(Bytes::len).sum()
-    }
-
-    /// The value of `row`, which is below the column's rows.
-    pub fn value(&self, row: usize) -> &[u8] {
-        let page = self.ends.partition_point(|&end| end <= row);
-        let first = page.checked_sub(1).map_or(0, |before| self.ends[before]);
-        let start = (row - first) * self.values.stride() + self.values.prefix();
-        &self.pages[page][start..start + self.values.bytes]
+impl Page {
+    /// The value of `row` of the row group, which does not lie before this page; `None` behind it.
+    pub fn value(&self, row: usize) -> Option<&[u8]> {
+        let start = (row - self.first_row) * self.values.stride() + self.values.prefix();
+        self.bytes.get(start..start + self.values.bytes)
     }
 
     /// All values in order.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let (stride, prefix) = (self.values.stride(), self.values.prefix());
-        self.pages.iter().flat_map(move |page| page.chunks_exact(stride)).map(move |v| &v[prefix..])
+        let prefix = self.values.prefix();
+        self.bytes.chunks_exact(self.values.stride()).map(move |value| &value[prefix..])
     }
 }
 
-/// All zstd pages of `chunk`, decompressed one after the other into `total` bytes.
-fn unpack(segments: &Segments, chunk: &ColumnChunkMetaData, total: usize) -> Result<Bytes, String> {
-    // The page reader is told of no codec, so that it hands out pages as they are stored:
-    // its own decompression would allocate each anew.
-    let stored = chunk.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build();
-    let mut pages = pages(segments, &stored.map_err(|error| error.to_string())?)?;
-    let mut zstd = zstd::bulk::Decompressor::new().map_err(|error| error.to_string())?;
-    let mut unpacked = Buffer::take(total);
-    let mut filled = 0;
-    while let Some((page, packed)) = next_page(&mut pages)? {
-        let rest = &mut unpacked[filled..];
-        filled += if packed {
-            zstd.decompress_to_buffer(&page, rest).map_err(|error| error.to_string())?
-        } else {
-            rest.get_mut(..page.len()).ok_or("a page is too long")?.copy_from_slice(&page);
-            page.len()
-        };
+/// Reads the required PLAIN column `chunk` of `total` rows page by page. A page with a codec is
+/// decompressed into a buffer that the next one takes over where `found` drops it.
+pub(crate) fn read_column(
+    segments: &Segments,
+    chunk: &ColumnChunkMetaData,
+    total: usize,
+    values: Values,
+    mut found: impl FnMut(Page),
+) -> Result<(), String> {
+    let mut zstd = None;
+    let mut pages = match chunk.compression() {
+        Compression::ZSTD(_) => {
+            zstd = Some(Decompressor::new().map_err(|error| error.to_string())?);
+            // The page reader is told of no codec, so that it hands out pages as they are stored:
+            // its own decompression would allocate each anew.
+            let plain = chunk.clone().into_builder().set_compression(Compression::UNCOMPRESSED);
+            pages(segments, &plain.build().map_err(|error| error.to_string())?)?
+        }
+        _ => pages(segments, chunk)?,
+    };
+    let mut first_row = 0;
+    while let Some(Stored { mut bytes, rows, packed }) = next_page(&mut pages)? {
+        if rows > total - first_row {
+            return Err(format!("more values than {total}"));
+        }
+        let length = rows * values.stride();
+        if let Some(zstd) = zstd.as_mut().filter(|_| packed) {
+            bytes = unpack(zstd, &bytes, length)?;
+        }
+        values.check(&bytes, length)?;
+        found(Page { values, first_row, bytes });
+        first_row += rows;
     }
-    match filled == total {
-        true => Ok(Bytes::from_owner(unpacked)),
-        false => Err(format!("{filled} bytes of values, expected {total}")),
+    match first_row == total {
+        true => Ok(()),
+        false => Err(format!("{first_row} values, expected {total}")),
+    }
+}
+
+/// A zstd page decompressed into `length` bytes.
+fn unpack(zstd: &mut Decompressor<'_>, page: &[u8], length: usize) -> Result<Bytes, String> {
+    let mut unpacked = Buffer::take(length);
+    match zstd.decompress_to_buffer(page, &mut unpacked[..]).map_err(|error| error.to_string())? {
+        filled if filled == length => Ok(Bytes::from_owner(unpacked)),
+        filled => Err(format!("{filled} bytes of values, expected {length}")),
     }
 }
 
@@ -144,19 +128,28 @@ fn pages<'a>(segments: &'a Segments, chunk: &ColumnChunkMetaData) -> Result<Page
         .map_err(|error| error.to_string())
 }
 
-/// The next page's values as the reader hands them out, and whether a page like it is stored
-/// compressed.
-fn next_page(pages: &mut Pages) -> Result<Option<(Bytes, bool)>, String> {
-    let (page, encoding, packed) = match pages.get_next_page().map_err(|error| error.to_string())? {
+/// A page as it lies in the file.
+struct Stored {
+    bytes: Bytes,
+    rows: usize,
+    /// Whether a page like it is compressed where the column has a codec.
+    packed: bool,
+}
+
+fn next_page(pages: &mut Pages) -> Result<Option<Stored>, String> {
+    let page = pages.get_next_page().map_err(|error| error.to_string())?;
+    let (bytes, rows, encoding, packed) = match page {
         None => return Ok(None),
-        Some(Page::DataPage { buf, encoding, .. }) => (buf, encoding, true),
-        Some(Page::DataPageV2 { buf, encoding, is_compressed, .. }) => {
-            (buf, encoding, is_compressed)
+        Some(page::Page::DataPage { buf, num_values, encoding, .. }) => {
+            (buf, num_values, encoding, true)
         }
-        Some(Page::DictionaryPage { .. }) => return Err("it has a dictionary".to_string()),
+        Some(page::Page::DataPageV2 { buf, num_values, encoding, is_compressed, .. }) => {
+            (buf, num_values, encoding, is_compressed)
+        }
+        Some(page::Page::DictionaryPage { .. }) => return Err("it has a dictionary".to_string()),
     };
     match encoding {
-        Encoding::PLAIN => Ok(Some((page, packed))),
+        Encoding::PLAIN => Ok(Some(Stored { bytes, rows: rows as usize, packed })),
         other => Err(format!("its encoding is {other}, expected PLAIN")),
     }
 }

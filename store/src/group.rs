@@ -11,7 +11,7 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 
 use crate::cache::DiskCache;
-use crate::column::{Column, Values};
+use crate::column::{Page, Values, read_column};
 use crate::dataset::Dataset;
 use crate::error::{Result, StoreError};
 use crate::location::blocking;
@@ -20,33 +20,87 @@ use crate::table::DataFile;
 
 /// Bytes at a Parquet file's end: the footer's length and the magic.
 const TRAILER_BYTES: usize = 8;
+const ID: Values = Values { bytes: 8, prefixed: false };
+const LABEL: Values = Values { bytes: 4, prefixed: false };
 
-/// One decoded row group: ids, labels and the payload columns asked for.
-#[derive(Debug)]
+/// What to read of a row group.
+pub(crate) struct GroupReader {
+    pub dataset: Dataset,
+    /// Index of the data file in the dataset.
+    pub file: usize,
+    /// Index of the row group in the file.
+    pub group: usize,
+    /// Payload columns, by index.
+    pub payloads: Arc<[usize]>,
+    /// Whether to check the segments read against their checksums.
+    pub verify: bool,
+}
+
+/// A row group as it is stored.
+pub(crate) struct EncodedGroup {
+    reader: GroupReader,
+    footer: Arc<ParquetMetaData>,
+    segments: Segments,
+}
+
+/// A row group decoded.
 pub(crate) struct RowGroup {
     pub ids: Vec<i64>,
     pub labels: Vec<i32>,
-    pub payloads: Vec<Column>,
+    /// Pages of the payload columns, each with its place among the columns asked for.
+    pub pages: Vec<(usize, Page)>,
 }
 
-impl RowGroup {
-    /// Bytes it takes in memory.
+impl GroupReader {
+    /// Bytes it takes in memory when decoded.
     pub fn bytes(&self) -> usize {
-        12 * self.ids.len() + self.payloads.iter().map(Column::bytes).sum::<usize>()
+        let rows = self.dataset.files()[self.file].summary.row_groups[self.group].rows as usize;
+        let payloads = self.payloads.iter().map(|&payload| self.values(payload).stride());
+        rows * (ID.stride() + LABEL.stride() + payloads.sum::<usize>())
+    }
+
+    /// Fetches the segments that are needed.
+    pub async fn read(self) -> Result<EncodedGroup> {
+        let footer = footer(&self.dataset, self.file).await?;
+        let segments =
+            fetch(&self.dataset, self.file, self.group, &self.payloads, self.verify).await?;
+        Ok(EncodedGroup { reader: self, footer, segments })
+    }
+
+    fn values(&self, payload: usize) -> Values {
+        let metadata = self.dataset.metadata();
+        let bytes = payload_columns(metadata)[payload].1.bytes(metadata.dtype);
+        Values { bytes, prefixed: true }
     }
 }
 
-/// Reads row group `group` of file `file`, with the payload columns named by index.
-pub(crate) async fn read_group(
-    dataset: Dataset,
-    file: usize,
-    group: usize,
-    payloads: Arc<[usize]>,
-    verify: bool,
-) -> Result<RowGroup> {
-    let footer = footer(&dataset, file).await?;
-    let segments = fetch(&dataset, file, group, &payloads, verify).await?;
-    blocking(move || decode(&dataset, file, group, &payloads, &footer, &segments)).await
+impl EncodedGroup {
+    /// Decodes ids and labels, which it returns, and hands on the pages of the payload columns,
+    /// each with its column's place among those asked for.
+    pub fn decode(&self, mut found: impl FnMut(usize, Page)) -> Result<(Vec<i64>, Vec<i32>)> {
+        let (mut ids, mut labels) = (Vec::new(), Vec::new());
+        self.column(ID_COLUMN, ID, |page| {
+            ids.extend(page.iter().map(|mut value| value.get_i64_le()))
+        })?;
+        self.column(LABEL_COLUMN, LABEL, |page| {
+            labels.extend(page.iter().map(|mut value| value.get_i32_le()));
+        })?;
+        for (place, &payload) in self.reader.payloads.iter().enumerate() {
+            let values = self.reader.values(payload);
+            self.column(HEAD_COLUMNS.len() + payload, values, |page| found(place, page))?;
+        }
+        Ok((ids, labels))
+    }
+
+    fn column(&self, column: usize, values: Values, found: impl FnMut(Page)) -> Result<()> {
+        let GroupReader { dataset, file, group, .. } = &self.reader;
+        let row_group = self.footer.row_group(*group);
+        let (rows, chunk) = (row_group.num_rows() as usize, row_group.column(column));
+        read_column(&self.segments, chunk, rows, values, found).map_err(|reason| {
+            let place = format!("row group {group}, column {}", chunk.column_path());
+            StoreError::corrupt(&dataset.files()[*file].path, place, reason)
+        })
+    }
 }
 
 /// The file's footer, from the dataset's cache or from storage.
@@ -246,35 +300,4 @@ impl ChunkReader for Segments {
         self.slice(start, length)
             .ok_or_else(|| ParquetError::EOF(format!("{length} bytes at {start} were not fetched")))
     }
-}
-
-fn decode(
-    dataset: &Dataset,
-    file: usize,
-    group: usize,
-    payloads: &[usize],
-    footer: &ParquetMetaData,
-    segments: &Segments,
-) -> Result<RowGroup> {
-    let metadata = dataset.metadata();
-    let rows = footer.row_group(group).num_rows() as usize;
-    let read = |column: usize, values: Values| {
-        let chunk = footer.row_group(group).column(column);
-        Column::read(segments, chunk, rows, values).map_err(|reason| {
-            let place = format!("row group {group}, column {}", chunk.column_path());
-            StoreError::corrupt(&dataset.files()[file].path, place, reason)
-        })
-    };
-    let ids = read(ID_COLUMN, Values { bytes: 8, prefixed: false })?;
-    let labels = read(LABEL_COLUMN, Values { bytes: 4, prefixed: false })?;
-    let columns = payload_columns(metadata);
-    let payload = |&index: &usize| {
-        let bytes = columns[index].1.bytes(metadata.dtype);
-        read(HEAD_COLUMNS.len() + index, Values { bytes, prefixed: true })
-    };
-    Ok(RowGroup {
-        ids: ids.iter().map(|mut value| value.get_i64_le()).collect(),
-        labels: labels.iter().map(|mut value| value.get_i32_le()).collect(),
-        payloads: payloads.iter().map(payload).collect::<Result<_>>()?,
-    })
 }

@@ -36,6 +36,7 @@
 //! # Ok::<(), StoreError>(()) }).unwrap();
 //! ```
 
+mod assembly;
 mod beside;
 mod buffers;
 mod cache;

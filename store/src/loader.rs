@@ -1,22 +1,17 @@
 //! The training loader: shuffled batches, endless epochs, exact resume on any number of ranks.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
-
 use async_stream::try_stream;
 use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
+use crate::assembly::Assembly;
 use crate::buffers::Buffer;
 use crate::dataset::Dataset;
 use crate::error::{Result, StoreError};
-use crate::group::{RowGroup, read_group};
 use crate::location::{AbortOnDrop, runtime};
 use crate::metadata::{Dtype, LevelSpec};
-use crate::order::RowRef;
-use crate::planner::{Part, Planner, Step};
-use crate::scheduler::cores;
+use crate::planner::Planner;
 use crate::shard::validate_name;
 
 /// What a loader reads and how it mixes.
@@ -130,10 +125,10 @@ pub struct Batch {
 /// few row groups of a window. Memory: at most two windows of the levels read, and what
 /// [`LoaderConfig::memory_cache_bytes_max`] allows.
 pub struct Loader {
-    dataset: Dataset,
-    config: LoaderConfig,
+    pub(crate) dataset: Dataset,
+    pub(crate) config: LoaderConfig,
     state: LoaderState,
-    levels: Vec<usize>,
+    pub(crate) levels: Vec<usize>,
 }
 
 impl Loader {
@@ -169,19 +164,14 @@ impl Loader {
     pub fn stream(self) -> impl Stream<Item = Result<Batch>> + Send + 'static {
         try_stream! {
             let mut planner = Planner::start(&self.dataset, &self.config, self.state).await?;
-            let mut groups = Groups::new(&self);
-            let mut ahead: VecDeque<Step> = VecDeque::new();
-            let mut rows_ahead = 0;
+            let mut assembly = Assembly::new(&self);
             loop {
-                while rows_ahead <= self.config.window_rows / self.config.world {
+                while assembly.rows_ahead() <= self.config.window_rows / self.config.world {
                     let Some(step) = planner.next().await? else { break };
-                    groups.request(&step);
-                    rows_ahead += step.rows();
-                    ahead.push_back(step);
+                    assembly.add(step);
                 }
-                let Some(step) = ahead.pop_front() else { break };
-                rows_ahead -= step.rows();
-                yield groups.assemble(&step).await?;
+                let Some(batch) = assembly.next().await? else { break };
+                yield batch;
             }
         }
     }
@@ -224,126 +214,5 @@ impl<T> Iterator for Batches<T> {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.receiver.blocking_recv()
-    }
-}
-
-/// A row group by epoch and place in the epoch's order, so that keys grow as reading proceeds.
-type GroupKey = (u64, u32);
-
-/// Row groups that are being read or held for batches to come.
-struct Groups {
-    /// Payload columns read, levels first.
-    payloads: Arc<[usize]>,
-    levels: usize,
-    verify: bool,
-    permits: Arc<Semaphore>,
-    held: BTreeMap<GroupKey, Held>,
-    /// Row groups kept for later epochs, by file and index in it.
-    kept: HashMap<(String, usize), Arc<RowGroup>>,
-    /// Bytes that may still be kept.
-    keep_bytes: usize,
-}
-
-enum Held {
-    Reading(AbortOnDrop<Result<RowGroup>>),
-    Read(Arc<RowGroup>),
-}
-
-impl Groups {
-    fn new(loader: &Loader) -> Self {
-        let logvar = loader.config.logvar.then(|| loader.dataset.metadata().levels.len());
-        let local = loader.dataset.location().is_local();
-        let useful = if local { cores(&|key| std::env::var(key).ok()) } else { usize::MAX };
-        Self {
-            payloads: loader.levels.iter().copied().chain(logvar).collect(),
-            levels: loader.levels.len(),
-            verify: loader.config.verify,
-            permits: Arc::new(Semaphore::new(loader.config.reads_max.min(useful))),
-            held: BTreeMap::new(),
-            kept: HashMap::new(),
-            keep_bytes: loader.config.memory_cache_bytes_max,
-        }
-    }
-
-    /// Starts reading what `step` needs and nobody asked for before.
-    fn request(&mut self, step: &Step) {
-        for part in &step.parts {
-            for &(group, _) in &part.rows {
-                self.held.entry((part.epoch, group)).or_insert_with(|| {
-                    let at = part.order.groups[group as usize];
-                    if !self.kept.is_empty() {
-                        let path = part.dataset.files()[at.file].path.clone();
-                        if let Some(kept) = self.kept.get(&(path, at.group)) {
-                            return Held::Read(Arc::clone(kept));
-                        }
-                    }
-                    let (dataset, payloads) = (part.dataset.clone(), Arc::clone(&self.payloads));
-                    let (permits, verify) = (Arc::clone(&self.permits), self.verify);
-                    Held::Reading(AbortOnDrop(runtime().spawn(async move {
-                        let _permit = permits.acquire_owned().await;
-                        read_group(dataset, at.file, at.group, payloads, verify).await
-                    })))
-                });
-            }
-        }
-    }
-
-    /// Waits for the row groups of `step`, copies its rows together and forgets what lies behind.
-    async fn assemble(&mut self, step: &Step) -> Result<Batch> {
-        if let Some(part) = step.parts.first() {
-            let behind = (part.epoch, part.first_group);
-            self.held = self.held.split_off(&behind);
-        }
-        let rows = step.rows();
-        let mut ids = Vec::with_capacity(rows);
-        let mut labels = Vec::with_capacity(rows);
-        let mut payloads: Vec<LevelBatch> = self.buffers(step, rows);
-        let sizes: Vec<_> = payloads.iter().map(|level| level.spec.bytes(level.dtype)).collect();
-        for part in &step.parts {
-            for &row in &part.rows {
-                let (group, row) = self.row(part, row).await?;
-                let to = ids.len();
-                for ((level, size), column) in payloads.iter_mut().zip(&sizes).zip(&group.payloads)
-                {
-                    level.data[to * size..(to + 1) * size].copy_from_slice(column.value(row));
-                }
-                ids.push(group.ids[row]);
-                labels.push(group.labels[row]);
-            }
-        }
-        let logvar = payloads.split_off(self.levels).pop();
-        let positions = step.parts.iter().flat_map(|part| part.positions.iter().copied()).collect();
-        Ok(Batch { ids, labels, positions, levels: payloads, logvar, state: step.state })
-    }
-
-    fn buffers(&self, step: &Step, rows: usize) -> Vec<LevelBatch> {
-        let metadata = step.dataset.metadata();
-        let dtype = metadata.dtype;
-        let specs: Vec<_> = metadata.levels.iter().copied().chain(metadata.logvar()).collect();
-        let buffer = |&payload: &usize| {
-            let spec = specs[payload];
-            LevelBatch { spec, dtype, data: Buffer::take(rows * spec.bytes(dtype)) }
-        };
-        self.payloads.iter().map(buffer).collect()
-    }
-
-    async fn row(&mut self, part: &Part, row: RowRef) -> Result<(&RowGroup, usize)> {
-        let held =
-            self.held.get_mut(&(part.epoch, row.0)).expect("every planned row was requested");
-        if let Held::Reading(task) = held {
-            let group = Arc::new(std::pin::Pin::new(task).await?);
-            let at = part.order.groups[row.0 as usize];
-            let key = (part.dataset.files()[at.file].path.clone(), at.group);
-            let bytes = group.bytes();
-            if bytes <= self.keep_bytes && !self.kept.contains_key(&key) {
-                self.kept.insert(key, Arc::clone(&group));
-                self.keep_bytes -= bytes;
-            }
-            *held = Held::Read(group);
-        }
-        match held {
-            Held::Read(group) => Ok((group, row.1 as usize)),
-            Held::Reading(_) => unreachable!("it was just replaced"),
-        }
     }
 }

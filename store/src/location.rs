@@ -187,6 +187,16 @@ impl Location {
         format!("{}{}", self.url, within.trim_start_matches('/'))
     }
 
+    /// The error of an `operation` on a path within the store.
+    pub fn failed(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        error: object_store::Error,
+    ) -> StoreError {
+        StoreError::storage(operation, self.address(path), error)
+    }
+
     /// The path within the store of a file named relative to the table's root.
     pub fn path(&self, relative: &str) -> Path {
         relative.split('/').fold(self.root.clone(), |path, part| path.join(part))

@@ -98,11 +98,6 @@ impl EpochOrder {
         }
         rows
     }
-
-    /// First row group of window `index`.
-    pub fn window_first_group(&self, index: usize) -> u32 {
-        self.windows[index].groups.start as u32
-    }
 }
 
 /// A generator keyed by all that the order may depend on.

@@ -21,8 +21,8 @@ pub(crate) struct Part {
     pub epoch: u64,
     pub dataset: Dataset,
     pub order: Arc<EpochOrder>,
-    /// First row group of the window: those before are no longer needed.
-    pub first_group: u32,
+    /// Whether its last row is the window's.
+    pub ends_window: bool,
     pub rows: Vec<RowRef>,
     /// Where each row stands in the step of all ranks.
     pub positions: Vec<u32>,
@@ -107,7 +107,7 @@ impl Planner {
             epoch: self.state.epoch,
             dataset: self.dataset.clone(),
             order: Arc::clone(&self.order),
-            first_group: self.order.window_first_group(index),
+            ends_window: to == rows.len(),
             rows: rows[from..to].to_vec(),
             positions: (place..place + to - from).map(|place| place as u32).collect(),
         }

@@ -257,9 +257,7 @@ impl Table {
         match runtime().block_on(retrying(first)) {
             Ok(entry) => Ok(entry.is_some()),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(error) => {
-                Err(StoreError::storage("listing", self.location.address(&prefix), error))
-            }
+            Err(error) => Err(self.location.failed("listing", &prefix, error)),
         }
     }
 

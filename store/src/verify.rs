@@ -143,12 +143,11 @@ impl Dataset {
             if now.saturating_sub(orphan.last_modified.timestamp_millis()) <= age {
                 continue;
             }
-            let address = self.location().address(&orphan.location);
-            let store = Arc::clone(&self.location().store);
-            on_runtime(async move { store.delete(&orphan.location).await })
+            let (store, path) = (Arc::clone(&self.location().store), orphan.location.clone());
+            on_runtime(async move { store.delete(&path).await })
                 .await
-                .map_err(|error| StoreError::storage("deleting", &address, error))?;
-            removed.push(address);
+                .map_err(|error| self.location().failed("deleting", &orphan.location, error))?;
+            removed.push(self.location().address(&orphan.location));
         }
         removed.extend(newest.remove_partial_uploads(age).await?);
         Ok(removed)
@@ -163,9 +162,7 @@ impl Dataset {
             async move { location.store.list(Some(&folder)).try_collect().await }
         })
         .await;
-        let listed = listed.map_err(|error| {
-            StoreError::storage("listing", self.location().address(&folder), error)
-        })?;
+        let listed = listed.map_err(|error| self.location().failed("listing", &folder, error))?;
         Ok(listed.into_iter().filter(|meta| !known.contains(&meta.location)).collect())
     }
 
@@ -179,9 +176,8 @@ impl Dataset {
             store.delete(&probe).await?;
             Ok(meta)
         });
-        let meta: object_store::ObjectMeta = meta.await.map_err(|error| {
-            StoreError::storage("writing", self.location().address(&path), error)
-        })?;
+        let meta: object_store::ObjectMeta =
+            meta.await.map_err(|error| self.location().failed("writing", &path, error))?;
         Ok(meta.last_modified.timestamp_millis())
     }
 

@@ -133,7 +133,7 @@ impl ShardWriter {
         let location = self.dataset.location().clone();
         let path = location.path(&self.path);
         let store = Arc::clone(&location.store);
-        let failed = |error| StoreError::storage("writing", location.address(&path), error);
+        let failed = |error| location.failed("writing", &path, error);
         on_runtime(async move {
             upload.put(tail).await?;
             // The writer's errors come wrapped as I/O errors.
@@ -216,7 +216,7 @@ impl ShardWriter {
         .await;
         sent.map_err(|error| {
             let location = self.dataset.location();
-            StoreError::storage("writing", location.address(&location.path(&self.path)), error)
+            location.failed("writing", &location.path(&self.path), error)
         })?;
         self.groups.push(group);
         self.parts = Some((encoder, upload));

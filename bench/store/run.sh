@@ -28,8 +28,8 @@ ln -sfn datasets "$scratch/peers/datasets-stream"
 for _ in $(seq "$repeats"); do
   for codec in zstd:1 none; do
     echo "codec $codec"
-    $pin $ours read "$scratch/lapflow-$codec" epochs=3
-    $pin $ours read "$scratch/lapflow-$codec" epochs=3 levels=1
+    $pin $ours read "$scratch/lapflow-$codec" epochs=10
+    $pin $ours read "$scratch/lapflow-$codec" epochs=10 levels=1
     quiet $pin $peers read pyarrow "$scratch/lapflow-$codec/data"
   done
   for name in $peer_names; do

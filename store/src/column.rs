@@ -1,20 +1,17 @@
 //! Columns of equally long PLAIN values, handed on page by page as the file or decompression left
 //! them: a page without a codec is a slice of what was read, a zstd page is decompressed once.
 
-use std::io::Cursor;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::{Compression, Encoding};
 use parquet::column::page::{self, PageReader};
-use parquet::errors::ParquetError;
 use parquet::file::metadata::ColumnChunkMetaData;
-use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::reader::ChunkReader;
 use parquet::file::serialized_reader::SerializedPageReader;
 use zstd::bulk::Decompressor;
 
 use crate::buffers::Buffer;
-use crate::group::Segments;
 
 /// Bytes before each BYTE_ARRAY value: its length.
 const LENGTH_BYTES: usize = 4;
@@ -74,8 +71,8 @@ impl Page {
 
 /// Reads the required PLAIN column `chunk` of `total` rows page by page. A page with a codec is
 /// decompressed into a buffer that the next one takes over where `found` drops it.
-pub(crate) fn read_column(
-    segments: &Segments,
+pub(crate) fn read_column<R: ChunkReader>(
+    source: &Arc<R>,
     chunk: &ColumnChunkMetaData,
     total: usize,
     values: Values,
@@ -88,9 +85,9 @@ pub(crate) fn read_column(
             // The page reader is told of no codec, so that it hands out pages as they are stored:
             // its own decompression would allocate each anew.
             let plain = chunk.clone().into_builder().set_compression(Compression::UNCOMPRESSED);
-            pages(segments, &plain.build().map_err(|error| error.to_string())?)?
+            pages(source, &plain.build().map_err(|error| error.to_string())?)?
         }
-        _ => pages(segments, chunk)?,
+        _ => pages(source, chunk)?,
     };
     let mut first_row = 0;
     while let Some(Stored { mut bytes, rows, packed }) = next_page(&mut pages)? {
@@ -120,11 +117,12 @@ fn unpack(zstd: &mut Decompressor<'_>, page: &[u8], length: usize) -> Result<Byt
     }
 }
 
-type Pages<'a> = SerializedPageReader<SegmentsRef<'a>>;
-
-fn pages<'a>(segments: &'a Segments, chunk: &ColumnChunkMetaData) -> Result<Pages<'a>, String> {
+fn pages<R: ChunkReader>(
+    source: &Arc<R>,
+    chunk: &ColumnChunkMetaData,
+) -> Result<SerializedPageReader<R>, String> {
     let rows = usize::try_from(chunk.num_values()).map_err(|error| error.to_string())?;
-    SerializedPageReader::new(Arc::new(SegmentsRef(segments)), chunk, rows, None)
+    SerializedPageReader::new(Arc::clone(source), chunk, rows, None)
         .map_err(|error| error.to_string())
 }
 
@@ -136,7 +134,7 @@ struct Stored {
     packed: bool,
 }
 
-fn next_page(pages: &mut Pages) -> Result<Option<Stored>, String> {
+fn next_page(pages: &mut impl PageReader) -> Result<Option<Stored>, String> {
     let page = pages.get_next_page().map_err(|error| error.to_string())?;
     let (bytes, rows, encoding, packed) = match page {
         None => return Ok(None),
@@ -151,26 +149,5 @@ fn next_page(pages: &mut Pages) -> Result<Option<Stored>, String> {
     match encoding {
         Encoding::PLAIN => Ok(Some(Stored { bytes, rows: rows as usize, packed })),
         other => Err(format!("its encoding is {other}, expected PLAIN")),
-    }
-}
-
-/// A borrowed [`Segments`] that page readers can share.
-struct SegmentsRef<'a>(&'a Segments);
-
-impl Length for SegmentsRef<'_> {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-}
-
-impl ChunkReader for SegmentsRef<'_> {
-    type T = Cursor<Bytes>;
-
-    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
-        self.0.get_read(start)
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
-        self.0.get_bytes(start, length)
     }
 }

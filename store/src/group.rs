@@ -1,7 +1,8 @@
 //! Reads row groups: only the segments asked for, each checked against its checksum.
 
-use std::io::Cursor;
+use std::io::{self, Cursor};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
@@ -16,6 +17,7 @@ use crate::dataset::Dataset;
 use crate::error::{Result, StoreError};
 use crate::location::blocking;
 use crate::schema::{HEAD_COLUMNS, ID_COLUMN, LABEL_COLUMN, payload_columns};
+use crate::strip::Strip;
 use crate::table::DataFile;
 
 /// Bytes at a Parquet file's end: the footer's length and the magic.
@@ -40,7 +42,9 @@ pub(crate) struct GroupReader {
 pub(crate) struct EncodedGroup {
     reader: GroupReader,
     footer: Arc<ParquetMetaData>,
-    segments: Segments,
+    segments: Arc<Segments>,
+    /// The file of the payload columns, where they are read while they are decoded.
+    file: Option<PathBuf>,
 }
 
 /// A row group decoded.
@@ -59,12 +63,19 @@ impl GroupReader {
         rows * (ID.stride() + LABEL.stride() + payloads.sum::<usize>())
     }
 
-    /// Fetches the segments that are needed.
+    /// Fetches the segments that are needed, the payload columns of local files but for their
+    /// decoding.
     pub async fn read(self) -> Result<EncodedGroup> {
         let footer = footer(&self.dataset, self.file).await?;
-        let segments =
-            fetch(&self.dataset, self.file, self.group, &self.payloads, self.verify).await?;
-        Ok(EncodedGroup { reader: self, footer, segments })
+        let path = &self.dataset.files()[self.file].path;
+        let file = match self.dataset.cache() {
+            Some(_) => None,
+            None => self.dataset.location().local(path),
+        };
+        let ahead = if file.is_some() { &[][..] } else { &self.payloads };
+        let segments = fetch(&self.dataset, self.file, self.group, ahead, self.verify).await?;
+        let segments = Arc::new(segments);
+        Ok(EncodedGroup { reader: self, footer, segments, file })
     }
 
     fn values(&self, payload: usize) -> Values {
@@ -86,21 +97,63 @@ impl EncodedGroup {
             labels.extend(page.iter().map(|mut value| value.get_i32_le()));
         })?;
         for (place, &payload) in self.reader.payloads.iter().enumerate() {
-            let values = self.reader.values(payload);
-            self.column(HEAD_COLUMNS.len() + payload, values, |page| found(place, page))?;
+            self.payload(payload, |page| found(place, page))?;
         }
         Ok((ids, labels))
     }
 
-    fn column(&self, column: usize, values: Values, found: impl FnMut(Page)) -> Result<()> {
-        let GroupReader { dataset, file, group, .. } = &self.reader;
-        let row_group = self.footer.row_group(*group);
-        let (rows, chunk) = (row_group.num_rows() as usize, row_group.column(column));
-        read_column(&self.segments, chunk, rows, values, found).map_err(|reason| {
-            let place = format!("row group {group}, column {}", chunk.column_path());
-            StoreError::corrupt(&dataset.files()[*file].path, place, reason)
-        })
+    fn payload(&self, payload: usize, found: impl FnMut(Page)) -> Result<()> {
+        let (column, values) = (HEAD_COLUMNS.len() + payload, self.reader.values(payload));
+        let Some(path) = &self.file else {
+            return self.column(column, values, found);
+        };
+        let GroupReader { dataset, file, group, verify, .. } = &self.reader;
+        let (file, segment) = (&dataset.files()[*file], payload + 1);
+        let damaged = |reason: io::Error| self.damaged(column, reason.to_string());
+        let strip =
+            Arc::new(Strip::open(path, file.summary.segment(*group, segment)).map_err(damaged)?);
+        let read = self.column_of(&strip, column, values, found);
+        // Of a damaged column it is said that it is, whatever its pages led to.
+        let expected = file.summary.row_groups[*group].crcs[segment];
+        match *verify && strip.checksum().map_err(damaged)? != expected {
+            true => Err(differs(dataset, file, *group, segment)),
+            false => read,
+        }
     }
+
+    fn column(&self, column: usize, values: Values, found: impl FnMut(Page)) -> Result<()> {
+        self.column_of(&self.segments, column, values, found)
+    }
+
+    fn column_of<R: ChunkReader>(
+        &self,
+        source: &Arc<R>,
+        column: usize,
+        values: Values,
+        found: impl FnMut(Page),
+    ) -> Result<()> {
+        let row_group = self.footer.row_group(self.reader.group);
+        let (rows, chunk) = (row_group.num_rows() as usize, row_group.column(column));
+        read_column(source, chunk, rows, values, found)
+            .map_err(|reason| self.damaged(column, reason))
+    }
+
+    fn damaged(&self, column: usize, reason: String) -> StoreError {
+        let GroupReader { dataset, file, group, .. } = &self.reader;
+        let path = self.footer.row_group(*group).column(column).column_path();
+        let place = format!("row group {group}, column {path}");
+        StoreError::corrupt(&dataset.files()[*file].path, place, reason)
+    }
+}
+
+/// The error of a segment whose checksum is not the commit's.
+fn differs(dataset: &Dataset, file: &DataFile, group: usize, segment: usize) -> StoreError {
+    let column = match segment {
+        0 => "columns id to view".to_string(),
+        segment => format!("column {}", payload_columns(dataset.metadata())[segment - 1].0),
+    };
+    let place = format!("row group {group}, {column}");
+    StoreError::corrupt(&file.path, place, "the checksum differs")
 }
 
 /// The file's footer, from the dataset's cache or from storage.
@@ -199,12 +252,7 @@ async fn fetch_run(
     let expected = &file.summary.row_groups[group].crcs;
     let mut found = run.segments.iter().zip(&crcs);
     if let Some(((segment, _), _)) = found.find(|((segment, _), crc)| expected[*segment] != **crc) {
-        let column = match segment {
-            0 => "columns id to view".to_string(),
-            segment => format!("column {}", payload_columns(dataset.metadata())[segment - 1].0),
-        };
-        let place = format!("row group {group}, {column}");
-        return Err(StoreError::corrupt(&file.path, place, "the checksum differs"));
+        return Err(differs(dataset, file, group, *segment));
     }
     keep_range(dataset, file, run.range.clone(), bytes.clone()).await;
     Ok(bytes)

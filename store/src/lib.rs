@@ -55,6 +55,7 @@ mod scheduler;
 mod schema;
 mod shard;
 mod statistics;
+mod strip;
 mod table;
 mod verify;
 mod worker;

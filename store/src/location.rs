@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -148,7 +149,7 @@ impl Location {
         ends: Vec<u64>,
     ) -> std::result::Result<(Bytes, Vec<u32>), object_store::Error> {
         let path = self.path(relative);
-        let Ok(root) = self.url.to_file_path() else {
+        let Some(file) = self.local(relative) else {
             let start = range.start;
             let bytes = retrying(|| {
                 let (store, path, range) = (Arc::clone(&self.store), path.clone(), range.clone());
@@ -161,7 +162,6 @@ impl Location {
             })
             .await);
         };
-        let file = root.join(relative);
         blocking(move || read_local(&file, range, &ends)).await.map_err(|error| {
             match error.kind() {
                 io::ErrorKind::NotFound => {
@@ -170,6 +170,11 @@ impl Location {
                 _ => object_store::Error::Generic { store: "local file", source: error.into() },
             }
         })
+    }
+
+    /// The path on this machine of a file named relative to the table's root, if it is here.
+    pub fn local(&self, relative: &str) -> Option<PathBuf> {
+        self.url.to_file_path().ok().map(|root| root.join(relative))
     }
 
     /// Whether operations fail for lasting reasons only.

@@ -3,6 +3,7 @@
 //! The queries of a level meet exactly the keys their mask allows, tile by tile; no score matrix
 //! outlives its tile of [`TILE_QUERIES`] queries, in the forward and in the backward pass.
 
+use super::fresh::zeros;
 use super::matmul::{Mat, matmul};
 use super::vector::{exp, max, sum, vectorized};
 use super::{TokenLayout, has_kernels, output, plain, values};
@@ -174,7 +175,7 @@ impl CustomOp1 for Attention {
         let (width, dim) = (columns / 3, columns / 3 / self.heads);
         let qkv = values(self.name(), qkv, layout)?;
         let scopes = self.scopes();
-        let mut out = vec![0f32; count * width];
+        let mut out = zeros(count * width);
         let columns = Columns::new(&mut out, width);
         self.for_each_head(|sample, index| {
             let head = self.head(qkv, sample, index, width);
@@ -223,7 +224,7 @@ impl CustomOp2 for AttentionBackward {
         let qkv = values(self.name(), qkv, layout)?;
         let grad = values(self.name(), grad, grad_layout)?;
         let scopes = self.0.scopes();
-        let mut out = vec![0f32; qkv.len()];
+        let mut out = zeros(qkv.len());
         let columns = Columns::new(&mut out, 3 * width);
         self.0.for_each_head(|sample, index| {
             let head = self.0.head(qkv, sample, index, width);

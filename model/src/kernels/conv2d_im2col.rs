@@ -1,6 +1,7 @@
 //! Convolution of any kernel and stride as matrix products over tiles of gathered patches.
 
 use super::conv2d::ConvShape;
+use super::fresh::zeros;
 use super::matmul::{Mat, matmul};
 use super::panels::{PANEL, Target, multiply, panels};
 use super::vector::vectorized;
@@ -25,7 +26,7 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShap
     let columns = shape.channels_out;
     let tile_pixels = (TILE_ELEMENTS / depth).clamp(*TILE_PIXELS.start(), *TILE_PIXELS.end());
     let weight = pack(weight, shape);
-    let mut y = vec![0f32; shape.pixels_out() * columns];
+    let mut y = zeros(shape.pixels_out() * columns);
     y.par_chunks_mut(tile_pixels * columns).enumerate().for_each_init(
         Vec::new,
         |gathered, (tile, y)| {

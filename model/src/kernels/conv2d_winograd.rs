@@ -6,6 +6,7 @@
 //! 0, +-1, +-2 and infinity.
 
 use super::conv2d::ConvShape;
+use super::fresh::zeros;
 use super::panels::{PANEL, Row, Target, load, multiply, panels, store};
 use super::vector::vectorized;
 use rayon::prelude::*;
@@ -53,7 +54,7 @@ pub fn pays(shape: &ConvShape) -> bool {
 pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShape) -> Vec<f32> {
     let mut kernel = KERNEL_MEMORY.take();
     transform_kernel(weight, shape, &mut kernel);
-    let mut y = vec![0f32; shape.pixels_out() * shape.channels_out];
+    let mut y = zeros(shape.pixels_out() * shape.channels_out);
     tasks(&mut y, shape).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         let tiles = task.rows.len() * tile_columns(shape);
         scratch.inputs.resize(POINTS * plane(tiles, shape.channels_in), 0.0);

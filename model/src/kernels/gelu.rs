@@ -1,5 +1,6 @@
 //! GELU in its tanh form, as DiT uses it.
 
+use super::fresh::zeros;
 use super::vector::{tanh, vectorized};
 use super::{has_kernels, output, values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
@@ -33,7 +34,7 @@ impl CustomOp1 for Gelu {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(self.name(), x, layout)?;
-        let mut y = vec![0f32; x.len()];
+        let mut y = zeros(x.len());
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
             vectorized(
                 #[inline(always)]
@@ -73,7 +74,7 @@ impl CustomOp2 for GeluBackward {
     ) -> Result<(CpuStorage, Shape)> {
         let x = values(self.name(), x, layout)?;
         let grad = values(self.name(), grad, grad_layout)?;
-        let mut dx = vec![0f32; x.len()];
+        let mut dx = zeros(x.len());
         let chunks = x.par_chunks(CHUNK).zip(grad.par_chunks(CHUNK));
         dx.par_chunks_mut(CHUNK).zip(chunks).for_each(|(dx, (x, grad))| {
             vectorized(

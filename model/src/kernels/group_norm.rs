@@ -1,5 +1,6 @@
 //! Group normalisation of channels-last images with the SiLU that follows it, in two passes.
 
+use super::fresh::zeros;
 use super::vector::{exp, vectorized};
 use super::{output, values, with_values};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
@@ -99,7 +100,7 @@ impl CustomOp3 for GroupNormOp {
         let weight = values(self.name(), weight, weight_layout)?;
         let bias = values(self.name(), bias, bias_layout)?;
         let images = x_layout.dims()[0].max(1);
-        let mut y = vec![0f32; x.len()];
+        let mut y = zeros(x.len());
         let image_values = (x.len() / images).max(1);
         for (x, y) in x.chunks_exact(image_values).zip(y.chunks_exact_mut(image_values)) {
             self.forward_image(x, weight, bias, y);
@@ -119,7 +120,7 @@ impl CustomOp3 for GroupNormOp {
         let grad = grad.contiguous()?;
         let images = x.dims()[0].max(1);
         let image_values = (x.elem_count() / images).max(1);
-        let mut grad_x = vec![0f32; x.elem_count()];
+        let mut grad_x = zeros(x.elem_count());
         let (mut grad_weight, mut grad_bias) = (vec![0f32; channels], vec![0f32; channels]);
         with_values(self.name(), [x, weight, bias, &grad], |[x, weight, bias, grad]| {
             let images = x.chunks_exact(image_values).zip(grad.chunks_exact(image_values));

@@ -1,5 +1,6 @@
 //! Linear layers: `y = x W^T + b`.
 
+use super::fresh::{repeated, zeros};
 use super::matmul::{Mat, matmul, parallel};
 use super::{output, plain, values};
 use candle_core::{
@@ -61,7 +62,7 @@ impl CustomOp3 for Linear {
         }
         let x = Mat::new(&x, computed, k);
         let weight = Mat::new(values("linear", weight, weight_layout)?, n, k);
-        let mut y = values("linear", bias, bias_layout)?.repeat(computed);
+        let mut y = repeated(values("linear", bias, bias_layout)?, computed);
         matmul(&mut y, x, weight.t(), 1.0, true, parallel());
         y.truncate(rows * n);
         output(y, (rows, n))
@@ -122,7 +123,7 @@ impl CustomOp2 for Product {
             Self::Plain => (a, a_rows),
             Self::LeftTransposed => (a.t(), a_cols),
         };
-        let mut product = vec![0f32; m * n];
+        let mut product = zeros(m * n);
         matmul(&mut product, a, b, 1.0, false, parallel());
         output(product, (m, n))
     }

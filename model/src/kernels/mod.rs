@@ -12,6 +12,7 @@ mod conv2d_im2col;
 mod conv2d_winograd;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod fresh;
 mod gelu;
 mod group_norm;
 mod layout;

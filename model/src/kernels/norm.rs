@@ -1,5 +1,6 @@
 //! adaLN: layer norm without affine parameters, then a per-sample shift and scale.
 
+use super::fresh::zeros;
 use super::layout::split_tiles;
 use super::vector::{sum, vectorized};
 use super::{TokenLayout, has_kernels, output, plain, values};
@@ -73,7 +74,7 @@ impl CustomOp2 for ModulatedNorm {
         let (groups, columns) = m_layout.shape().dims2()?;
         let x = values(self.name(), x, x_layout)?;
         let m = values(self.name(), modulation, m_layout)?;
-        let mut y = vec![0f32; x.len()];
+        let mut y = zeros(x.len());
         let tiles = self.layout.tiles(TILE_ROWS);
         split_tiles(&mut y, width, &tiles).into_par_iter().for_each(|(y, tile)| {
             let group = self.layout.modulation_row(groups, tile.level, tile.sample);
@@ -155,7 +156,7 @@ impl CustomOp3 for InputGradient {
         let x = values(self.name(), x, x_layout)?;
         let m = values(self.name(), modulation, m_layout)?;
         let grad = values(self.name(), grad, grad_layout)?;
-        let mut dx = vec![0f32; x.len()];
+        let mut dx = zeros(x.len());
         let tiles = self.0.layout.tiles(TILE_ROWS);
         split_tiles(&mut dx, width, &tiles).into_par_iter().for_each(|(dx, tile)| {
             let group = self.0.layout.modulation_row(groups, tile.level, tile.sample);

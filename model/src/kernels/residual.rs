@@ -1,5 +1,6 @@
 //! Gated residual connections: `x + gate * y` with a per-sample gate.
 
+use super::fresh::{copied, zeros};
 use super::layout::split_tiles;
 use super::{TokenLayout, has_kernels, output, plain, values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
@@ -57,7 +58,7 @@ impl GatedResidual {
     /// `base + gate * y`, or `gate * y` without a base.
     fn apply(&self, base: Option<&[f32]>, y: &[f32], m: &[f32], groups: usize) -> Vec<f32> {
         let (width, columns) = (y.len() / self.layout.rows(), m.len() / groups);
-        let mut out = base.map_or_else(|| vec![0f32; y.len()], <[f32]>::to_vec);
+        let mut out = base.map_or_else(|| zeros(y.len()), copied);
         let tiles = self.layout.tiles(TILE_ROWS);
         split_tiles(&mut out, width, &tiles).into_par_iter().for_each(|(out, tile)| {
             let group = self.layout.modulation_row(groups, tile.level, tile.sample);

@@ -1,5 +1,6 @@
 //! Nearest-neighbour doubling of channels-last images, with its gradient.
 
+use super::fresh::zeros;
 use super::vector::vectorized;
 use super::{output, values};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -36,7 +37,7 @@ impl CustomOp1 for Upsample {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (b, h, w, c) = layout.shape().dims4()?;
         let x = values(self.name(), x, layout)?;
-        let mut y = vec![0f32; 4 * x.len()];
+        let mut y = zeros(4 * x.len());
         let rows = y.par_chunks_exact_mut((4 * w * c).max(1));
         rows.zip(x.par_chunks_exact((w * c).max(1))).for_each(|(y, x)| {
             let (first, second) = y.split_at_mut(2 * w * c);
@@ -65,7 +66,7 @@ impl CustomOp1 for SumOfFour {
     fn cpu_fwd(&self, grad: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (b, h, w, c) = layout.shape().dims4()?;
         let grad = values(self.name(), grad, layout)?;
-        let mut sum = vec![0f32; grad.len() / 4];
+        let mut sum = zeros(grad.len() / 4);
         let rows = sum.par_chunks_exact_mut((w / 2 * c).max(1));
         rows.zip(grad.par_chunks_exact((2 * w * c).max(1))).for_each(|(sum, grad)| {
             let (first, second) = grad.split_at(w * c);

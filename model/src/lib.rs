@@ -39,9 +39,11 @@ pub mod kernels;
 pub mod net;
 pub mod normalization;
 pub mod params;
+mod pool;
 pub mod published;
 pub mod pyramid;
 pub mod weights;
 
 pub use error::{ModelError, Result};
 pub use params::{Init, Params, Scope};
+pub use pool::on_pool;

@@ -2,8 +2,8 @@
 
 use crate::solver::Query;
 use candle_core::Tensor;
-use lapflow_model::Result;
 use lapflow_model::net::Transformer;
+use lapflow_model::{Result, on_pool};
 use serde::{Deserialize, Serialize};
 
 /// Classifier-free guidance: v = v_null + scale (v_label - v_null).
@@ -76,7 +76,7 @@ pub fn network<'a>(
         let device = levels[0].device();
         let times: Vec<f32> = times.iter().map(|t| *t as f32).collect();
         let (times, labels) = (Tensor::new(times, device)?, Tensor::new(labels, device)?);
-        net.forward(levels, &times, Some(&labels))
+        on_pool(device, || net.forward(levels, &times, Some(&labels)))
     }
 }
 

@@ -7,10 +7,10 @@ use crate::loss::{Loss, StageGroup};
 use crate::optimizer::{Optimizer, square_sum};
 use crate::ranks::{Alone, Communicator, sum_gradients};
 use candle_core::{DType, Device, Tensor};
-use lapflow_model::Params;
 use lapflow_model::checkpoint::{Card, Checkpoint, VERSION};
 use lapflow_model::flow::{Flow, FlowConfig};
 use lapflow_model::net::{ModelConfig, Transformer, cost};
+use lapflow_model::{Params, on_pool};
 use lapflow_store::{Batch, Dataset, LoaderState, MixtureState};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -253,7 +253,12 @@ impl Trainer {
         for group in groups.iter().flat_map(|group| parts(group, part_max)) {
             let count = group.samples.len();
             let share = count as f64 / size as f64;
-            let part = loss.evaluate(&self.net, &samples, &group, &self.device)?;
+            let (net, device) = (&self.net, &self.device);
+            let (part, mut store) = on_pool(device, || {
+                let part = loss.evaluate(net, &samples, &group, device)?;
+                let store = (&part.total * share)?.backward()?;
+                Ok::<_, TrainError>((part, store))
+            })?;
             sums.loss += share * scalar(&part.total)?;
             sums.macs += 3.0 * (count as u64 * self.stage_macs[group.stage]) as f64;
             for (k, error) in &part.levels {
@@ -261,7 +266,6 @@ impl Trainer {
                 entry.0 += count as f64 * scalar(error)?;
                 entry.1 += count;
             }
-            let mut store = (part.total * share)?.backward()?;
             let mut blocks: HashMap<_, _> = self.net.block_gradients().into_iter().collect();
             for (sum, (_, var)) in sums.grads.iter_mut().zip(self.params.iter()) {
                 let grad = store.remove(var).or_else(|| blocks.remove(&var.id()));

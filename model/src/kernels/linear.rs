@@ -63,7 +63,7 @@ impl CustomOp3 for Linear {
         let x = Mat::new(&x, computed, k);
         let weight = Mat::new(values("linear", weight, weight_layout)?, n, k);
         let mut y = repeated(values("linear", bias, bias_layout)?, computed);
-        matmul(&mut y, x, weight.t(), 1.0, true, parallel());
+        matmul(&mut y, x, weight.t(), 1.0, true, parallel(computed * k * n));
         y.truncate(rows * n);
         output(y, (rows, n))
     }
@@ -124,7 +124,7 @@ impl CustomOp2 for Product {
             Self::LeftTransposed => (a.t(), a_cols),
         };
         let mut product = zeros(m * n);
-        matmul(&mut product, a, b, 1.0, false, parallel());
+        matmul(&mut product, a, b, 1.0, false, parallel(m * n * b_rows));
         output(product, (m, n))
     }
 }

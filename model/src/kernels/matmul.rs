@@ -78,9 +78,15 @@ pub(crate) fn matmul(
     }
 }
 
-/// All threads of the pool.
-pub(crate) fn parallel() -> Parallelism {
-    Parallelism::Rayon(rayon::current_num_threads())
+/// All threads of the pool for a product of so many multiply-accumulates, one where waking others
+/// would take longer.
+pub(crate) fn parallel(macs: usize) -> Parallelism {
+    /// About a fifth of a millisecond of one core.
+    const SHARED_MACS_MIN: usize = 1 << 24;
+    match macs >= SHARED_MACS_MIN {
+        true => Parallelism::Rayon(rayon::current_num_threads()),
+        false => Parallelism::None,
+    }
 }
 
 /// [`super::matrix_rate`] on all threads of the pool.
@@ -92,7 +98,7 @@ pub(super) fn cpu_matrix_rate() -> f64 {
     let mut seconds = || {
         let start = std::time::Instant::now();
         let (a, b) = (Mat::new(&a, SIDE, SIDE), Mat::new(&b, SIDE, SIDE));
-        matmul(&mut product, a, b, 1.0, false, parallel());
+        matmul(&mut product, a, b, 1.0, false, parallel(SIDE * SIDE * SIDE));
         start.elapsed().as_secs_f64()
     };
     let best = (0..TRIES).map(|_| seconds()).fold(f64::INFINITY, f64::min);

@@ -14,3 +14,4 @@ ours=target/release/examples/step_speed
 "$python" bench/train/compare.py $ours S 8 2
 "$python" bench/train/compare.py $ours B 8 1
 "$python" bench/train/compare.py $ours S 32 1
+"$python" bench/train/compare.py $ours B 32 1

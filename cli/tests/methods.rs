@@ -177,3 +177,11 @@ fn a_published_dit_becomes_a_checkpoint_to_sample_from() {
         assert_eq!(read(Path::new(&out)).0.len(), 3);
     }
 }
+
+/// As README has it, but for a second instead of a minute.
+#[test]
+fn doctor_checks_and_trains_without_a_config() {
+    let said = lapflow(&["--device", "cpu", "--json", "doctor", "--seconds", "1"]);
+    let found: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(found["images_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{said}");
+}

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::flops::geometry;
-use crate::config::ConfigArgs;
+use crate::config::{Config, ConfigArgs};
 use anyhow::{Result, bail};
 use candle_core::Device;
 use lapflow_model::kernels::{Checked, check, matrix_rate};
@@ -10,6 +10,9 @@ use lapflow_store::LevelSpec;
 use lapflow_train::{Recipe, Trainer, synthetic};
 use serde_json::json;
 use std::time::Instant;
+
+/// Whose network the benchmark trains where neither a config nor a preset is given.
+const DEFAULT_PRESET: &str = "demo";
 
 /// Arguments of `lapflow doctor`.
 #[derive(clap::Args)]
@@ -97,7 +100,11 @@ fn machine(device: &Device) -> Result<String> {
 
 /// Images and multiply-accumulates a second of training steps on made-up latents.
 fn training(args: &Args, context: &Context) -> Result<(f64, f64)> {
-    let config = args.config.load()?;
+    let given = &args.config;
+    let config = match (&given.config, &given.preset) {
+        (None, None) => Config::preset(DEFAULT_PRESET, &given.set)?,
+        _ => given.load()?,
+    };
     let geometry = geometry(&config, args.channels, None, 0)?;
     let specs: Vec<LevelSpec> = (0..geometry.levels)
         .map(|k| {

@@ -172,12 +172,12 @@ impl Assembly {
     /// Starts reading what is wanted; what is kept needs no reading.
     fn read_wanted(&mut self) {
         for (key, Wanted { reader, mut targets }) in std::mem::take(&mut self.wanted) {
+            targets.sort_unstable_by_key(|target| target.row);
             let stored = (reader.dataset.files()[reader.file].path.clone(), reader.group);
             let (kept, bytes) = (self.kept.get(&stored), reader.bytes());
             if let Some(Some(kept)) = kept {
                 let kept = Arc::clone(kept);
                 let copied = blocking(move || {
-                    targets.sort_unstable_by_key(|target| target.row);
                     kept.pages
                         .iter()
                         .for_each(|(payload, page)| deal_page(&targets, *payload, page));
@@ -197,7 +197,6 @@ impl Assembly {
                 let _permit = permits.acquire_owned().await;
                 let encoded = reader.read().await?;
                 blocking(move || {
-                    targets.sort_unstable_by_key(|target| target.row);
                     let mut pages = Vec::new();
                     let (ids, labels) = encoded.decode(|payload, page| {
                         deal_page(&targets, payload, &page);

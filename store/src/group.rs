@@ -110,14 +110,15 @@ impl EncodedGroup {
         let GroupReader { dataset, file, group, verify, .. } = &self.reader;
         let (file, segment) = (&dataset.files()[*file], payload + 1);
         let damaged = |reason: io::Error| self.damaged(column, reason.to_string());
-        let strip =
-            Arc::new(Strip::open(path, file.summary.segment(*group, segment)).map_err(damaged)?);
+        let strip = Arc::new(
+            Strip::open(path, file.summary.segment(*group, segment), *verify).map_err(damaged)?,
+        );
         let read = self.column_of(&strip, column, values, found);
         // Of a damaged column it is said that it is, whatever its pages led to.
         let expected = file.summary.row_groups[*group].crcs[segment];
-        match *verify && strip.checksum().map_err(damaged)? != expected {
-            true => Err(differs(dataset, file, *group, segment)),
-            false => read,
+        match strip.checksum().map_err(damaged)? {
+            Some(crc) if crc != expected => Err(differs(dataset, file, *group, segment)),
+            _ => read,
         }
     }
 

@@ -26,7 +26,8 @@ pub(crate) struct Strip {
 
 struct State {
     file: File,
-    crc: crc32fast::Hasher,
+    /// Of the bytes read so far, where they are to be checked.
+    crc: Option<crc32fast::Hasher>,
     /// Where the bytes begin that are not in `crc` yet.
     summed: u64,
     /// Offset of the last page's header, and the bytes from there that were read.
@@ -36,26 +37,29 @@ struct State {
 }
 
 impl Strip {
+    /// Bytes are summed where `verify` says so.
+    ///
     /// Errors: the file cannot be opened, or ends before `range` does.
-    pub fn open(path: &Path, range: Range<u64>) -> io::Result<Self> {
+    pub fn open(path: &Path, range: Range<u64>, verify: bool) -> io::Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         if length < range.end {
             let reason = format!("{length} bytes, expected {}: the file is truncated", range.end);
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
         }
-        let (crc, summed, page) = (crc32fast::Hasher::new(), range.start, (0, Bytes::new()));
+        let crc = verify.then(crc32fast::Hasher::new);
+        let (summed, page) = (range.start, (0, Bytes::new()));
         let state = Mutex::new(State { file, crc, summed, page, ahead: FIRST_BYTES });
         Ok(Self { range, state })
     }
 
-    /// The CRC-32 of the whole range, what was not asked for included.
-    pub fn checksum(&self) -> io::Result<u32> {
+    /// The CRC-32 of the whole range, what was not asked for included; `None` without `verify`.
+    /// To be asked for once, at the end.
+    pub fn checksum(&self) -> io::Result<Option<u32>> {
         let mut state = self.lock();
-        let rest = self.bytes(&state, state.summed, usize::MAX)?;
-        state.crc.update(&rest);
-        state.summed = self.range.end;
-        Ok(state.crc.clone().finalize())
+        let Some(mut crc) = state.crc.take() else { return Ok(None) };
+        crc.update(&self.bytes(&state, state.summed, usize::MAX)?);
+        Ok(Some(crc.finalize()))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -101,9 +105,11 @@ impl ChunkReader for Strip {
             bytes = self.bytes(&state, from, whole)?;
         }
         let page = bytes.get(..whole).ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
-        if state.summed == from {
-            state.crc.update(page);
-            state.summed += whole as u64;
+        if let State { crc: Some(crc), summed, .. } = &mut *state
+            && *summed == from
+        {
+            crc.update(page);
+            *summed += whole as u64;
         }
         state.ahead = whole + whole / SLACK;
         Ok(bytes.slice(header..whole))

@@ -13,7 +13,11 @@ pub(crate) fn zeros(len: usize) -> Vec<f32> {
     if len <= CHUNK {
         return vec![0.0; len];
     }
-    written(len, CHUNK, |_, chunk| fill(chunk, 0.0))
+    written(len, CHUNK, |_, chunk| {
+        for place in chunk {
+            place.write(0.0);
+        }
+    })
 }
 
 /// A copy of `values`.
@@ -31,12 +35,6 @@ pub(crate) fn repeated(row: &[f32], rows: usize) -> Vec<f32> {
             place.write_copy_of_slice(row);
         }
     })
-}
-
-fn fill(chunk: &mut [MaybeUninit<f32>], value: f32) {
-    for place in chunk {
-        place.write(value);
-    }
 }
 
 /// `len` elements, which `write` gets in pieces of `chunk`, with where each begins, and must write.

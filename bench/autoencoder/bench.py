@@ -13,6 +13,7 @@ beside other work its ratio says more than that of the elapsed times.
 """
 
 import argparse
+import os
 import pathlib
 import statistics
 import subprocess
@@ -22,6 +23,8 @@ import time
 
 KINDS = ("tiny", "kl")
 MATRIX = 2048
+# As the binary sets them for itself.
+ENVIRONMENT = os.environ | {"MIMALLOC_PURGE_DELAY": "-1", "CANDLE_BARRIER_POOL_SPIN_LIMIT": "1"}
 
 
 def memory_mib(figure):
@@ -102,7 +105,8 @@ def serve(kind, weights, size, batch, threads):
 class Peer:
     def __init__(self, command):
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen([str(c) for c in command], stdin=pipe, stdout=pipe, text=True)
+        command = [str(word) for word in command]
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=ENVIRONMENT)
         start, *self.about = self.process.stdout.readline().split(maxsplit=1)
         self.start = int(start)
 

@@ -9,6 +9,9 @@ use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, WeightsSource};
 use std::io::BufRead;
 use std::time::Instant;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [_, weights, size, batch] = &args[..] else {

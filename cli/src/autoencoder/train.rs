@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
-use lapflow_model::Params;
 use lapflow_model::autoencoder::{
     CONFIG_KEY, KlConfig, KlNetwork, Losses, Transform, diffusers_names,
 };
 use lapflow_model::weights::Weights;
+use lapflow_model::{Params, on_pool};
 use lapflow_train::{Optimizer, TrainConfig};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -142,9 +142,12 @@ impl Run {
         let noise: Vec<f32> = (0..count).map(|_| StandardNormal.sample(&mut rng)).collect();
         let noise = Tensor::from_vec(noise, shape, &Device::Cpu)?;
 
-        let losses =
-            Losses::evaluate(&self.network, &images, &noise, transform, &recipe.objective)?;
-        let grads = losses.total.backward()?;
+        let (losses, grads) = on_pool(&Device::Cpu, || {
+            let losses =
+                Losses::evaluate(&self.network, &images, &noise, transform, &recipe.objective)?;
+            let grads = losses.total.backward()?;
+            anyhow::Ok((losses, grads))
+        })?;
         let grads: Vec<_> =
             self.params.iter().map(|(_, var)| grads.get(var.as_tensor()).cloned()).collect();
         self.optimizer.step(&self.params, &grads, &self.config, self.step, self.step, 1.0)?;

@@ -36,6 +36,7 @@ pub use tiles::Tiling;
 pub use tiny::TinyAutoencoder;
 
 use crate::error::{ModelError, Result};
+use crate::pool::on_pool;
 use crate::weights::Weights;
 use candle_core::{DType, Device, Tensor};
 
@@ -147,11 +148,11 @@ impl Autoencoder {
     }
 
     fn encode_whole(&self, images: &Tensor) -> Result<Posterior> {
-        match self {
+        on_pool(images.device(), || match self {
             Self::Pixel => Ok(Posterior { mean: images.to_dtype(DType::F32)?, logvar: None }),
             Self::Kl(kl) => kl.encode(images),
             Self::Tiny(tiny) => Ok(Posterior { mean: tiny.encode(images)?, logvar: None }),
-        }
+        })
     }
 
     /// Images `[B, 3, H, W]`, nominally in [-1, 1], of raw `latents` `[B, C, h, w]` in f32. Large
@@ -172,11 +173,11 @@ impl Autoencoder {
             let wanted = format!("decodes [B, {channels}, h, w]");
             return Err(ModelError::config("autoencoder", format!("{wanted}, got {latents:?}")));
         }
-        match self {
+        on_pool(latents.device(), || match self {
             Self::Pixel => Ok(latents.clone()),
             Self::Kl(kl) => kl.decode(latents),
             Self::Tiny(tiny) => tiny.decode(latents),
-        }
+        })
     }
 
     /// [`Autoencoder::encode`] in pieces, with the memory of one piece.

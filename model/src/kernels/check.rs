@@ -2,7 +2,6 @@
 //! `lapflow doctor` runs.
 
 use super::conv2d::conv2d_candle;
-use super::group_norm::group_norm_candle;
 use super::upsample::upsample_candle;
 use super::{
     Activation, ConvGeometry, Mask, TokenLayout, attention, conv2d, gated_residual, gelu,
@@ -122,7 +121,7 @@ fn cases(seed: u64) -> Vec<Case> {
             "group norm",
             &[image, &[8], &[8]],
             |t| group_norm(&t[0], &t[1], &t[2], 4, 1e-6, Activation::Silu),
-            |t| group_norm_candle(&t[0], &t[1], &t[2], 4, 1e-6, Activation::Silu),
+            |t| plain::group_norm(&t[0], &t[1], &t[2], 4, 1e-6, Activation::Silu),
         ),
         case("upsampling", &[image], |t| upsample(&t[0]), |t| upsample_candle(&t[0])),
     ];

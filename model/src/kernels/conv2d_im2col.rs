@@ -4,8 +4,8 @@ use super::conv2d::ConvShape;
 use super::fresh::zeros;
 use super::matmul::{Mat, matmul};
 use super::panels::{PANEL, Target, multiply, panels};
-use super::vector::vectorized;
 use gemm::Parallelism;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Patch elements a tile may hold: with its share of the weights it stays in a core's L2 cache.
@@ -41,20 +41,43 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShap
             if let Some(bias) = bias {
                 y.chunks_exact_mut(columns).for_each(|pixel| pixel.copy_from_slice(bias));
             }
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (panel, weight) in weight.chunks_exact(depth * PANEL).enumerate() {
-                        let first = panel * PANEL;
-                        let columns_part = first..columns.min(first + PANEL);
-                        let target = Target { values: y, stride: columns, columns: columns_part };
-                        multiply(target, patches, depth, weight, bias.is_some());
-                    }
-                },
-            );
+            let accumulate = bias.is_some();
+            Arch::new().dispatch(Products {
+                patches,
+                depth,
+                weight: &weight,
+                y,
+                columns,
+                accumulate,
+            });
         },
     );
     y
+}
+
+/// `y = patches weight`, `[pixels, depth] [depth, columns]`, the weight in panels.
+struct Products<'a> {
+    patches: &'a [f32],
+    depth: usize,
+    weight: &'a [f32],
+    y: &'a mut [f32],
+    columns: usize,
+    accumulate: bool,
+}
+
+impl WithSimd for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { patches, depth, weight, y, columns: stride, accumulate } = self;
+        for (panel, weight) in weight.chunks_exact(depth * PANEL).enumerate() {
+            let first = panel * PANEL;
+            let columns = first..stride.min(first + PANEL);
+            let target = Target { values: y, stride, columns };
+            multiply(simd, target, patches, depth, weight, accumulate);
+        }
+    }
 }
 
 /// The gradient of the weight, `(Cout, Cin, k, k)`, from `x` and the gradient of `y`.

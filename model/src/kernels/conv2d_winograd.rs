@@ -2,20 +2,19 @@
 //!
 //! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016): each 4x4 tile of the
 //! output is `A^T [(G g G^T) * (B^T d B)] A` for its 6x6 window `d` of the input and the kernel `g`,
-//! the products running over all channels as 36 matrix products. The interpolation points are
-//! 0, +-1, +-2 and infinity.
+//! the products running over all channels as 36 matrix products.
 
 use super::conv2d::ConvShape;
+use super::conv2d_winograd_points::{
+    TILE, WINDOW, input_columns, input_row, kernel_points, output_columns, output_row,
+};
 use super::fresh::zeros;
-use super::panels::{PANEL, Row, Target, load, multiply, panels, store};
-use super::vector::vectorized;
+use super::panels::{PANEL, Target, multiply, panels};
+use super::vector::{LANES, Row, load, store, vectorized};
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// Output rows and columns of a tile.
-const TILE: usize = 4;
-/// Input rows and columns of a tile.
-const WINDOW: usize = 6;
 /// Matrix products.
 const POINTS: usize = WINDOW * WINDOW;
 /// Tiles that a task transforms at a time, about, while there are that many for every thread.
@@ -24,16 +23,6 @@ const TASK_TILES: usize = 64;
 const CHANNELS_MIN: usize = 16;
 /// With fewer tiles the kernel's own transform costs more than the products save.
 const TILES_MIN: usize = 12;
-
-/// `G`, which takes a kernel's three rows to six.
-const KERNEL: [[f32; 3]; WINDOW] = [
-    [1.0 / 4.0, 0.0, 0.0],
-    [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
-    [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
-    [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
-    [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
-    [0.0, 0.0, 1.0],
-];
 
 thread_local! {
     /// The last transformed kernel's memory: asking the system for such a buffer anew, page by
@@ -64,10 +53,7 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShap
             #[inline(always)]
             || transform_inputs(x, shape, task.rows.clone(), inputs),
         );
-        vectorized(
-            #[inline(always)]
-            || multiply_points(inputs, &kernel, shape, tiles, products),
-        );
+        Arch::new().dispatch(Products { inputs, kernel: &kernel, shape, tiles, products });
         vectorized(
             #[inline(always)]
             || transform_outputs(products, bias, shape, task.rows, task.y),
@@ -79,26 +65,34 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShap
 
 /// The 36 products `[tiles, Cin] [Cin, Cout]`. A point's inputs stay in the second-level cache
 /// while the panels of its kernel pass.
-#[inline(always)]
-fn multiply_points(
-    inputs: &[f32],
-    kernel: &[f32],
-    shape: &ConvShape,
+struct Products<'a> {
+    inputs: &'a [f32],
+    kernel: &'a [f32],
+    shape: &'a ConvShape,
     tiles: usize,
-    products: &mut [f32],
-) {
-    let ConvShape { channels_in, channels_out, .. } = *shape;
-    let block = channels_in * PANEL;
-    let points = inputs
-        .chunks_exact(plane(tiles, channels_in))
-        .zip(products.chunks_exact_mut(plane(tiles, channels_out)));
-    for (point, (input, product)) in points.enumerate() {
-        for panel in 0..panels(channels_out) {
-            let first = panel * PANEL;
-            let columns = first..channels_out.min(first + PANEL);
-            let kernel = &kernel[(panel * POINTS + point) * block..][..block];
-            let target = Target { values: product, stride: channels_out, columns };
-            multiply(target, &input[..tiles * channels_in], channels_in, kernel, false);
+    products: &'a mut [f32],
+}
+
+impl WithSimd for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { inputs, kernel, shape, tiles, products } = self;
+        let ConvShape { channels_in, channels_out, .. } = *shape;
+        let block = channels_in * PANEL;
+        let points = inputs
+            .chunks_exact(plane(tiles, channels_in))
+            .zip(products.chunks_exact_mut(plane(tiles, channels_out)));
+        for (point, (input, product)) in points.enumerate() {
+            let input = &input[..tiles * channels_in];
+            for panel in 0..panels(channels_out) {
+                let first = panel * PANEL;
+                let columns = first..channels_out.min(first + PANEL);
+                let kernel = &kernel[(panel * POINTS + point) * block..][..block];
+                let target = Target { values: product, stride: channels_out, columns };
+                multiply(simd, target, input, channels_in, kernel, false);
+            }
         }
     }
 }
@@ -106,7 +100,7 @@ fn multiply_points(
 /// Values from one point to the next. The transforms go through all 36 planes at once: a stride of
 /// a power of two would have them compete for the same few lines of the cache.
 fn plane(tiles: usize, channels: usize) -> usize {
-    tiles * channels + PANEL
+    tiles * channels + LANES
 }
 
 /// What a thread keeps from task to task: `[36, tiles, Cin]` and `[36, tiles, Cout]`, each plane
@@ -176,27 +170,22 @@ fn transform_kernel(weight: &[f32], shape: &ConvShape, kernel: &mut Vec<f32>) {
 /// One panel of the kernel, `[36, Cin, PANEL]`, from `weight` `(PANEL or fewer, Cin, 3, 3)`.
 #[inline(always)]
 fn transform_panel(weight: &[f32], channels_in: usize, kernel: &mut [f32]) {
-    for c in 0..channels_in {
-        let mut g = [[[0f32; PANEL]; 3]; 3];
-        for (lane, weight) in weight.chunks_exact(9 * channels_in).enumerate() {
-            for (position, value) in weight[9 * c..9 * c + 9].iter().enumerate() {
-                g[position / 3][position % 3][lane] = *value;
-            }
-        }
-        for (i, rows) in KERNEL.iter().enumerate() {
-            let mut row = [[0f32; PANEL]; 3];
-            for (j, row) in row.iter_mut().enumerate() {
-                for (lane, value) in row.iter_mut().enumerate() {
-                    *value =
-                        rows[0] * g[0][j][lane] + rows[1] * g[1][j][lane] + rows[2] * g[2][j][lane];
+    let halves = weight.chunks(LANES * 9 * channels_in);
+    for (half, weight) in halves.enumerate() {
+        for c in 0..channels_in {
+            let mut g = [[[0f32; LANES]; 3]; 3];
+            for (lane, weight) in weight.chunks_exact(9 * channels_in).enumerate() {
+                for (position, value) in weight[9 * c..9 * c + 9].iter().enumerate() {
+                    g[position / 3][position % 3][lane] = *value;
                 }
             }
-            for (j, columns) in KERNEL.iter().enumerate() {
-                let at = ((i * WINDOW + j) * channels_in + c) * PANEL;
-                for (lane, value) in kernel[at..at + PANEL].iter_mut().enumerate() {
-                    *value = columns[0] * row[0][lane]
-                        + columns[1] * row[1][lane]
-                        + columns[2] * row[2][lane];
+            let rows: [[Row; WINDOW]; 3] =
+                std::array::from_fn(|j| kernel_points(std::array::from_fn(|i| g[i][j])));
+            for i in 0..WINDOW {
+                let points = kernel_points(rows.map(|row| row[i]));
+                for (j, point) in points.iter().enumerate() {
+                    let at = ((i * WINDOW + j) * channels_in + c) * PANEL + half * LANES;
+                    store(*point, &mut kernel[at..at + LANES]);
                 }
             }
         }
@@ -218,9 +207,9 @@ fn transform_inputs(
         let (image, row) = (row / tile_rows(shape), row % tile_rows(shape));
         for column in 0..columns {
             let window = Window::new(shape, image, row, column);
-            for first in (0..channels).step_by(PANEL) {
-                let width = PANEL.min(channels - first);
-                let mut d = [[[0f32; PANEL]; WINDOW]; WINDOW];
+            for first in (0..channels).step_by(LANES) {
+                let width = LANES.min(channels - first);
+                let mut d = [[[0f32; LANES]; WINDOW]; WINDOW];
                 for (i, d) in d.iter_mut().enumerate() {
                     for (j, d) in d.iter_mut().enumerate() {
                         if let Some(at) = window.pixel(i, j) {
@@ -258,16 +247,16 @@ fn transform_outputs(
         for column in 0..columns {
             let left = column * TILE;
             let breadth = TILE.min(shape.width_out - left);
-            for first in (0..channels).step_by(PANEL) {
-                let width = PANEL.min(channels - first);
-                let mut m = [[[0f32; PANEL]; WINDOW]; WINDOW];
+            for first in (0..channels).step_by(LANES) {
+                let width = LANES.min(channels - first);
+                let mut m = [[[0f32; LANES]; WINDOW]; WINDOW];
                 for (i, m) in m.iter_mut().enumerate() {
                     for (j, m) in m.iter_mut().enumerate() {
                         let at = (i * WINDOW + j) * plane + tile * channels + first;
                         *m = load(&products[at..at + width]);
                     }
                 }
-                let offset = bias.map_or([0f32; PANEL], |bias| load(&bias[first..first + width]));
+                let offset = bias.map_or([0f32; LANES], |bias| load(&bias[first..first + width]));
                 let m = output_columns(&m);
                 for (i, row) in m.iter().enumerate().take(height) {
                     for (j, value) in output_row(row, &offset).iter().enumerate().take(breadth) {
@@ -308,84 +297,4 @@ impl<'a> Window<'a> {
         let pixel = (image * shape.height + row as usize) * shape.width + column as usize;
         inside.then(|| pixel * shape.channels_in)
     }
-}
-
-/// `B^T d` for one lane: the products with B's rows, common terms shared.
-#[inline(always)]
-fn input_point([d0, d1, d2, d3, d4, d5]: [f32; WINDOW]) -> [f32; WINDOW] {
-    let (even, odd) = (d4 - 4.0 * d2, d3 - 4.0 * d1);
-    let (even_2, odd_2) = (d4 - d2, 2.0 * (d3 - d1));
-    [
-        4.0 * d0 - 5.0 * d2 + d4,
-        even + odd,
-        even - odd,
-        even_2 + odd_2,
-        even_2 - odd_2,
-        4.0 * d1 - 5.0 * d3 + d5,
-    ]
-}
-
-/// `A^T m` for one lane.
-#[inline(always)]
-fn output_point([m0, m1, m2, m3, m4, m5]: [f32; WINDOW]) -> [f32; TILE] {
-    let (sum_1, difference_1) = (m1 + m2, m1 - m2);
-    let (sum_2, difference_2) = (m3 + m4, m3 - m4);
-    [
-        m0 + sum_1 + sum_2,
-        difference_1 + 2.0 * difference_2,
-        sum_1 + 4.0 * sum_2,
-        difference_1 + 8.0 * difference_2 + m5,
-    ]
-}
-
-#[inline(always)]
-fn input_columns(d: &[[Row; WINDOW]; WINDOW]) -> [[Row; WINDOW]; WINDOW] {
-    let mut out = [[[0f32; PANEL]; WINDOW]; WINDOW];
-    for j in 0..WINDOW {
-        for lane in 0..PANEL {
-            let point = input_point(std::array::from_fn(|i| d[i][j][lane]));
-            for i in 0..WINDOW {
-                out[i][j][lane] = point[i];
-            }
-        }
-    }
-    out
-}
-
-#[inline(always)]
-fn input_row(d: &[Row; WINDOW]) -> [Row; WINDOW] {
-    let mut out = [[0f32; PANEL]; WINDOW];
-    for lane in 0..PANEL {
-        let point = input_point(std::array::from_fn(|j| d[j][lane]));
-        for j in 0..WINDOW {
-            out[j][lane] = point[j];
-        }
-    }
-    out
-}
-
-#[inline(always)]
-fn output_columns(m: &[[Row; WINDOW]; WINDOW]) -> [[Row; WINDOW]; TILE] {
-    let mut out = [[[0f32; PANEL]; WINDOW]; TILE];
-    for j in 0..WINDOW {
-        for lane in 0..PANEL {
-            let point = output_point(std::array::from_fn(|i| m[i][j][lane]));
-            for i in 0..TILE {
-                out[i][j][lane] = point[i];
-            }
-        }
-    }
-    out
-}
-
-#[inline(always)]
-fn output_row(m: &[Row; WINDOW], offset: &Row) -> [Row; TILE] {
-    let mut out = [[0f32; PANEL]; TILE];
-    for lane in 0..PANEL {
-        let point = output_point(std::array::from_fn(|j| m[j][lane]));
-        for j in 0..TILE {
-            out[j][lane] = point[j] + offset[lane];
-        }
-    }
-    out
 }

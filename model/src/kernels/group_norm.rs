@@ -2,8 +2,8 @@
 
 use super::fresh::zeros;
 use super::vector::{exp, vectorized};
-use super::{output, values, with_values};
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+use super::{output, plain, values, with_values};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// Values that one task reads; partial sums are f32 within it and f64 beyond.
@@ -42,31 +42,10 @@ pub fn group_norm(
         bail!("group_norm: {groups} groups of {:?} with {:?}", x.shape(), weight.shape());
     }
     if !x.device().is_cpu() {
-        return group_norm_candle(x, weight, bias, groups, eps, activation);
+        return plain::group_norm(x, weight, bias, groups, eps, activation);
     }
     let op = GroupNormOp { groups, eps, activation };
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
-}
-
-/// The same by Candle operations.
-pub(super) fn group_norm_candle(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    groups: usize,
-    eps: f64,
-    activation: Activation,
-) -> Result<Tensor> {
-    let (b, h, w, c) = x.dims4()?;
-    let x = x.reshape((b, h * w, groups, c / groups))?;
-    let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?.mean_keepdim(1)?)?;
-    let variance = x.sqr()?.mean_keepdim(D::Minus1)?.mean_keepdim(1)?;
-    let x = x.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape((b, h, w, c))?;
-    let y = x.broadcast_mul(weight)?.broadcast_add(bias)?;
-    match activation {
-        Activation::None => Ok(y),
-        Activation::Silu => y.silu(),
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -151,16 +130,9 @@ impl GroupNormOp {
         y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(y, x)| {
             vectorized(
                 #[inline(always)]
-                || {
-                    for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                        for c in 0..channels {
-                            let h = x[c] * scale[c] + shift[c];
-                            y[c] = match self.activation {
-                                Activation::None => h,
-                                Activation::Silu => h * sigmoid(h),
-                            };
-                        }
-                    }
+                || match self.activation {
+                    Activation::None => affine(x, &scale, &shift, y, |h| h),
+                    Activation::Silu => affine(x, &scale, &shift, y, |h| h * sigmoid(h)),
                 },
             );
         });
@@ -186,7 +158,17 @@ impl GroupNormOp {
                 let mut sums = vec![0f32; 2 * channels];
                 vectorized(
                     #[inline(always)]
-                    || self.preactivation_gradient(x, weight, bias, grad, &moments, g, &mut sums),
+                    || match self.activation {
+                        Activation::None => {
+                            slopes(x, [weight, bias], grad, &moments, g, &mut sums, |_| 1.0)
+                        }
+                        Activation::Silu => {
+                            slopes(x, [weight, bias], grad, &moments, g, &mut sums, |h| {
+                                let s = sigmoid(h);
+                                s * (1.0 + h * (1.0 - s))
+                            })
+                        }
+                    },
                 );
                 sums
             })
@@ -208,39 +190,6 @@ impl GroupNormOp {
             );
         });
         sums
-    }
-
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn preactivation_gradient(
-        &self,
-        x: &[f32],
-        weight: &[f32],
-        bias: &[f32],
-        grad: &[f32],
-        moments: &Moments,
-        g: &mut [f32],
-        sums: &mut [f32],
-    ) {
-        let channels = weight.len();
-        let (sum_g, sum_gn) = sums.split_at_mut(channels);
-        let pixels = x.chunks_exact(channels).zip(grad.chunks_exact(channels));
-        for ((x, grad), g) in pixels.zip(g.chunks_exact_mut(channels)) {
-            for c in 0..channels {
-                let n = (x[c] - moments.mean[c]) * moments.rstd[c];
-                let slope = match self.activation {
-                    Activation::None => 1.0,
-                    Activation::Silu => {
-                        let h = n * weight[c] + bias[c];
-                        let s = sigmoid(h);
-                        s * (1.0 + h * (1.0 - s))
-                    }
-                };
-                g[c] = grad[c] * slope;
-                sum_g[c] += g[c];
-                sum_gn[c] += g[c] * n;
-            }
-        }
     }
 
     /// Per group the means of `g weight` and `g weight n`, repeated for each of its channels.
@@ -309,6 +258,48 @@ impl GroupNormOp {
     }
 }
 
+/// `y = activation(x scale + shift)` for every pixel. The activation is chosen outside: a choice
+/// within would keep the loop from being vectorized, as slices of unknown lengths would.
+#[inline(always)]
+fn affine(x: &[f32], scale: &[f32], shift: &[f32], y: &mut [f32], activation: impl Fn(f32) -> f32) {
+    let channels = scale.len();
+    let shift = &shift[..channels];
+    for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+        let (x, y) = (&x[..channels], &mut y[..channels]);
+        for c in 0..channels {
+            y[c] = activation(x[c] * scale[c] + shift[c]);
+        }
+    }
+}
+
+/// The gradient `g` before the activation, whose slope is `slope`, and its `sums`: per channel of
+/// `g`, then of `g n`.
+#[inline(always)]
+fn slopes(
+    x: &[f32],
+    [weight, bias]: [&[f32]; 2],
+    grad: &[f32],
+    moments: &Moments,
+    g: &mut [f32],
+    sums: &mut [f32],
+    slope: impl Fn(f32) -> f32,
+) {
+    let channels = weight.len();
+    let (sum_g, sum_gn) = sums.split_at_mut(channels);
+    let [bias, mean, rstd] = [bias, &moments.mean, &moments.rstd].map(|v| &v[..channels]);
+    let sum_gn = &mut sum_gn[..channels];
+    let pixels = x.chunks_exact(channels).zip(grad.chunks_exact(channels));
+    for ((x, grad), g) in pixels.zip(g.chunks_exact_mut(channels)) {
+        let (x, grad, g) = (&x[..channels], &grad[..channels], &mut g[..channels]);
+        for c in 0..channels {
+            let n = (x[c] - mean[c]) * rstd[c];
+            g[c] = grad[c] * slope(n * weight[c] + bias[c]);
+            sum_g[c] += g[c];
+            sum_gn[c] += g[c] * n;
+        }
+    }
+}
+
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
@@ -374,7 +365,7 @@ mod tests {
                 };
             let what = format!("{:?} in {groups} groups, {activation:?}", x.dims());
             for (name, (actual, expected)) in
-                ["x", "weight", "bias", "y"].iter().zip(run(group_norm).zip(run(group_norm_candle)))
+                ["x", "weight", "bias", "y"].iter().zip(run(group_norm).zip(run(plain::group_norm)))
             {
                 assert_close(&format!("{name} of {what}"), &actual, &expected);
             }

@@ -10,6 +10,7 @@ mod check;
 mod conv2d;
 mod conv2d_im2col;
 mod conv2d_winograd;
+mod conv2d_winograd_points;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod fresh;

@@ -2,16 +2,13 @@
 //!
 //! A convolution multiplies many small matrices with few weights. Packed once into panels of
 //! [`PANEL`] columns, the weights stream through the cache in the order in which they are needed.
-//! Everything here is `#[inline(always)]`: call it from [`super::vector::vectorized`].
 
-/// Columns of a panel: two AVX2 registers, of which [`ROWS`] rows of sums fill twelve.
-pub(super) const PANEL: usize = 16;
-/// A panel's row: what the vector loops hold in registers.
-pub(super) type Row = [f32; PANEL];
-/// Rows that are multiplied together.
-const ROWS: usize = 6;
-/// Rows of a panel that are used at a time: 32 KiB, so that they stay in the first-level cache.
-const DEPTH: usize = 512;
+use pulp::Simd;
+
+/// Columns of a panel: at least two registers, so that a value of `lhs` is used twice when loaded.
+pub(super) const PANEL: usize = 32;
+/// Depths of a panel that are used at a time: 32 KiB, so that they stay in the first-level cache.
+const DEPTH: usize = 256;
 
 /// Panels that `columns` take; the last one is filled up with zeros.
 pub(super) fn panels(columns: usize) -> usize {
@@ -34,106 +31,134 @@ pub(super) struct Target<'a> {
 /// # Panics
 /// When a slice is too short.
 #[inline(always)]
-pub(super) fn multiply(
-    mut target: Target<'_>,
+pub(super) fn multiply<S: Simd>(
+    simd: S,
+    target: Target<'_>,
     lhs: &[f32],
     depth: usize,
     panel: &[f32],
     accumulate: bool,
 ) {
-    let rows = lhs.len() / depth;
-    for first in (0..depth).step_by(DEPTH) {
-        let part = first..depth.min(first + DEPTH);
-        let panel = &panel[part.start * PANEL..part.end * PANEL];
-        let accumulate = accumulate || first > 0;
-        let mut row = 0;
-        while row + ROWS <= rows {
-            block::<ROWS>(&mut target, row, lhs, depth, part.clone(), panel, accumulate);
-            row += ROWS;
-        }
-        match rows - row {
-            0 => {}
-            1 => block::<1>(&mut target, row, lhs, depth, part, panel, accumulate),
-            2 => block::<2>(&mut target, row, lhs, depth, part, panel, accumulate),
-            3 => block::<3>(&mut target, row, lhs, depth, part, panel, accumulate),
-            4 => block::<4>(&mut target, row, lhs, depth, part, panel, accumulate),
-            _ => block::<5>(&mut target, row, lhs, depth, part, panel, accumulate),
-        }
+    let product = Product { simd, lhs, depth, panel, accumulate };
+    // As many sums as there are registers for: 16 of 32 of AVX-512, 12 of 16 of AVX2.
+    match (S::F32_LANES, target.columns.len()) {
+        (16, ..=16) => product.strips::<8, 1>(target),
+        (16, _) => product.strips::<8, 2>(target),
+        _ => product.strips::<6, 2>(target),
     }
 }
 
-/// `R` rows from `row` on, over the depths in `part`.
-#[inline(always)]
-fn block<const R: usize>(
-    target: &mut Target<'_>,
-    row: usize,
-    lhs: &[f32],
+/// What [`multiply`] multiplies.
+struct Product<'a, S> {
+    simd: S,
+    lhs: &'a [f32],
     depth: usize,
-    part: std::ops::Range<usize>,
-    panel: &[f32],
+    panel: &'a [f32],
     accumulate: bool,
-) {
-    let width = target.columns.len();
-    let start = |r: usize| (row + r) * target.stride + target.columns.start;
-    let lhs: [&[f32]; R] = std::array::from_fn(|r| {
-        let at = (row + r) * depth;
-        &lhs[at + part.start..at + part.end]
-    });
-    let panel = &panel.as_chunks::<PANEL>().0[..part.len()];
-    let mut sums: [Row; R] = [[0.0; PANEL]; R];
-    if accumulate {
-        for (r, sums) in sums.iter_mut().enumerate() {
-            *sums = load(&target.values[start(r)..][..width]);
-        }
-    }
-    for k in 0..part.len() {
-        let weights = &panel[k];
-        for r in 0..R {
-            let x = lhs[r][k];
-            for column in 0..PANEL {
-                sums[r][column] = x.mul_add(weights[column], sums[r][column]);
+}
+
+impl<S: Simd> Product<'_, S> {
+    /// `R` rows and `H` registers of the panel's row at a time.
+    #[inline(always)]
+    fn strips<const R: usize, const H: usize>(&self, mut target: Target<'_>) {
+        let rows = self.lhs.len() / self.depth;
+        let registers = target.columns.len().div_ceil(S::F32_LANES);
+        for first in (0..self.depth).step_by(DEPTH) {
+            let part = first..self.depth.min(first + DEPTH);
+            for register in (0..registers).step_by(H) {
+                let mut row = 0;
+                while row + R <= rows {
+                    self.block::<R, H>(&mut target, row, register, part.clone());
+                    row += R;
+                }
+                while row + 3 <= rows {
+                    self.block::<3, H>(&mut target, row, register, part.clone());
+                    row += 3;
+                }
+                while row < rows {
+                    self.block::<1, H>(&mut target, row, register, part.clone());
+                    row += 1;
+                }
             }
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        store(*sums, &mut target.values[start(r)..][..width]);
-    }
-}
 
-/// A row from at most [`PANEL`] `values`. By value: sums whose address is taken would not stay in
-/// registers.
-#[inline(always)]
-pub(super) fn load(values: &[f32]) -> Row {
-    match Row::try_from(values) {
-        Ok(row) => row,
-        Err(_) => {
-            let mut row = [0f32; PANEL];
-            row[..values.len()].copy_from_slice(values);
-            row
+    /// `R` rows from `row` and `H` registers from `register` on, over the depths in `part`.
+    #[inline(always)]
+    fn block<const R: usize, const H: usize>(
+        &self,
+        target: &mut Target<'_>,
+        row: usize,
+        register: usize,
+        part: std::ops::Range<usize>,
+    ) {
+        let Self { simd, depth, .. } = *self;
+        let columns = &target.columns;
+        let first = columns.start + register * S::F32_LANES;
+        let width = columns.end.min(first + H * S::F32_LANES) - first;
+        let start = |r: usize| (row + r) * target.stride + first;
+        let lhs: [&[f32]; R] = std::array::from_fn(|r| {
+            let at = (row + r) * depth;
+            &self.lhs[at + part.start..at + part.end]
+        });
+        let mut sums = [[simd.splat_f32s(0.0); H]; R];
+        if self.accumulate || part.start > 0 {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let row = &target.values[start(r)..][..width];
+                for (sum, values) in sums.iter_mut().zip(row.chunks(S::F32_LANES)) {
+                    *sum = match S::as_simd_f32s(values) {
+                        ([register], []) => *register,
+                        _ => simd.partial_load_f32s(values),
+                    };
+                }
+            }
         }
-    }
-}
-
-/// The first columns of `row` to `values`, as many as it has.
-#[inline(always)]
-pub(super) fn store(row: Row, values: &mut [f32]) {
-    match <&mut Row>::try_from(&mut *values) {
-        Ok(values) => *values = row,
-        Err(_) => {
-            let len = values.len();
-            values.copy_from_slice(&row[..len]);
+        let panel = S::as_simd_f32s(&self.panel[part.start * PANEL..part.end * PANEL]).0;
+        for (k, weights) in panel.chunks_exact(PANEL / S::F32_LANES).enumerate() {
+            let weights: [S::f32s; H] = std::array::from_fn(|h| weights[register + h]);
+            for r in 0..R {
+                let x = simd.splat_f32s(lhs[r][k]);
+                for h in 0..H {
+                    sums[r][h] = simd.mul_add_f32s(x, weights[h], sums[r][h]);
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            let row = &mut target.values[start(r)..][..width];
+            for (sum, values) in sums.iter().zip(row.chunks_mut(S::F32_LANES)) {
+                match S::as_mut_simd_f32s(values) {
+                    ([register], []) => *register = *sum,
+                    _ => simd.partial_store_f32s(values, *sum),
+                }
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::vector::vectorized;
     use super::*;
+
+    struct Multiply<'a> {
+        target: Target<'a>,
+        lhs: &'a [f32],
+        depth: usize,
+        panel: &'a [f32],
+    }
+
+    impl pulp::WithSimd for Multiply<'_> {
+        type Output = ();
+
+        fn with_simd<S: Simd>(self, simd: S) {
+            multiply(simd, self.target, self.lhs, self.depth, self.panel, true);
+        }
+    }
 
     #[test]
     fn agrees_with_the_definition() {
-        for (rows, depth, columns) in [(1, 1, 1), (5, 3, 16), (6, 40, 17), (13, 700, 33)] {
+        for (rows, depth, columns) in
+            [(1, 1, 1), (5, 3, 16), (6, 40, 17), (13, 700, 33), (29, 258, 64)]
+        {
             let lhs: Vec<f32> = (0..rows * depth).map(|i| (i % 13) as f32 - 6.0).collect();
             let rhs = |k: usize, c: usize| ((k * 7 + c * 3) % 11) as f32 - 5.0;
             let mut actual = vec![1f32; rows * columns];
@@ -147,10 +172,7 @@ mod tests {
                     }
                 }
                 let target = Target { values: &mut actual, stride: columns, columns: range };
-                vectorized(
-                    #[inline(always)]
-                    || multiply(target, &lhs, depth, &packed, true),
-                );
+                pulp::Arch::new().dispatch(Multiply { target, lhs: &lhs, depth, panel: &packed });
             }
             for row in 0..rows {
                 for c in 0..columns {

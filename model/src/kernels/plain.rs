@@ -1,9 +1,9 @@
-//! The transformer's kernels as compositions of Candle's operations.
+//! The kernels as compositions of Candle's operations.
 //!
 //! They run on devices that have no kernel of ours, with Candle's own gradients, and are what our
 //! kernels are tested against.
 
-use super::{Mask, TokenLayout};
+use super::{Activation, Mask, TokenLayout};
 use candle_core::{D, DType, Result, Tensor};
 
 /// The variance's epsilon, as in DiT.
@@ -111,4 +111,25 @@ fn chunk_of(
     let start = layout.modulation_row(modulation.dim(0)?, level, 0);
     let rows = modulation.narrow(0, start, layout.batch())?;
     rows.narrow(1, index * width, width)?.unsqueeze(1)
+}
+
+/// [`super::group_norm()`].
+pub fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (b, h, w, c) = x.dims4()?;
+    let x = x.reshape((b, h * w, groups, c / groups))?;
+    let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?.mean_keepdim(1)?)?;
+    let variance = x.sqr()?.mean_keepdim(D::Minus1)?.mean_keepdim(1)?;
+    let x = x.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape((b, h, w, c))?;
+    let y = x.broadcast_mul(weight)?.broadcast_add(bias)?;
+    match activation {
+        Activation::None => Ok(y),
+        Activation::Silu => y.silu(),
+    }
 }

@@ -8,7 +8,36 @@ pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-const LANES: usize = 16;
+/// Values that loops take at a time: one register of AVX-512, two of AVX2.
+pub(super) const LANES: usize = 16;
+/// [`LANES`] values.
+pub(super) type Row = [f32; LANES];
+
+/// A row from at most [`LANES`] `values`. By value: sums whose address is taken would not stay in
+/// registers.
+#[inline(always)]
+pub(super) fn load(values: &[f32]) -> Row {
+    match Row::try_from(values) {
+        Ok(row) => row,
+        Err(_) => {
+            let mut row = [0f32; LANES];
+            row[..values.len()].copy_from_slice(values);
+            row
+        }
+    }
+}
+
+/// The first columns of `row` to `values`, as many as it has.
+#[inline(always)]
+pub(super) fn store(row: Row, values: &mut [f32]) {
+    match <&mut Row>::try_from(&mut *values) {
+        Ok(values) => *values = row,
+        Err(_) => {
+            let len = values.len();
+            values.copy_from_slice(&row[..len]);
+        }
+    }
+}
 
 /// Sum of `f(i)` over `0..count`, in a fixed order that vectorizes.
 #[inline(always)]

@@ -38,31 +38,20 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShap
                 gather_patches(x, shape, first, &mut gathered[..pixels * depth]);
                 &gathered[..pixels * depth]
             };
-            if let Some(bias) = bias {
-                y.chunks_exact_mut(columns).for_each(|pixel| pixel.copy_from_slice(bias));
-            }
-            let accumulate = bias.is_some();
-            Arch::new().dispatch(Products {
-                patches,
-                depth,
-                weight: &weight,
-                y,
-                columns,
-                accumulate,
-            });
+            Arch::new().dispatch(Products { patches, depth, weight: &weight, bias, y, columns });
         },
     );
     y
 }
 
-/// `y = patches weight`, `[pixels, depth] [depth, columns]`, the weight in panels.
+/// `y = patches weight + bias`, `[pixels, depth] [depth, columns]`, the weight in panels.
 struct Products<'a> {
     patches: &'a [f32],
     depth: usize,
     weight: &'a [f32],
+    bias: Option<&'a [f32]>,
     y: &'a mut [f32],
     columns: usize,
-    accumulate: bool,
 }
 
 impl WithSimd for Products<'_> {
@@ -70,12 +59,13 @@ impl WithSimd for Products<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { patches, depth, weight, y, columns: stride, accumulate } = self;
+        let Self { patches, depth, weight, bias, y, columns: stride } = self;
         for (panel, weight) in weight.chunks_exact(depth * PANEL).enumerate() {
             let first = panel * PANEL;
             let columns = first..stride.min(first + PANEL);
+            let bias = bias.map(|bias| &bias[columns.clone()]);
             let target = Target { values: y, stride, columns };
-            multiply(simd, target, patches, depth, weight, accumulate);
+            multiply(simd, target, patches, depth, weight, bias);
         }
     }
 }

@@ -91,7 +91,7 @@ impl WithSimd for Products<'_> {
                 let columns = first..channels_out.min(first + PANEL);
                 let kernel = &kernel[(panel * POINTS + point) * block..][..block];
                 let target = Target { values: product, stride: channels_out, columns };
-                multiply(simd, target, input, channels_in, kernel, false);
+                multiply(simd, target, input, channels_in, kernel, None);
             }
         }
     }

@@ -2,12 +2,13 @@
 
 use super::fresh::{repeated, zeros};
 use super::matmul::{Mat, matmul, parallel};
-use super::{output, plain, values};
+use super::panels::{PANEL, Target, multiply, panels};
+use super::{output, plain, values, with_values};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
 };
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use std::borrow::Cow;
 
 /// `x W^T + b` for `x` `(rows, in)`, `weight` `(out, in)`, `bias` `(out)`; f32, gives `(rows, out)`.
 ///
@@ -37,6 +38,84 @@ pub(crate) fn linear_backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Res
     ])
 }
 
+/// A constant linear layer on the CPU, its weight packed for the product once and not at every call.
+pub(crate) struct PackedLinear {
+    /// `[panels, in, PANEL]`
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    inputs: usize,
+}
+
+impl PackedLinear {
+    /// From `weight` `(out, in)` and `bias` `(out)`, f32 on the CPU.
+    pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        let (outputs, inputs) = weight.dims2()?;
+        with_values("linear", [weight, bias], |[weight, bias]| {
+            let mut packed = vec![0f32; panels(outputs) * inputs * PANEL];
+            let parts = packed.par_chunks_mut((inputs * PANEL).max(1));
+            parts.zip(weight.par_chunks((inputs * PANEL).max(1))).for_each(|(packed, weight)| {
+                for (lane, weight) in weight.chunks_exact(inputs).enumerate() {
+                    for (k, value) in weight.iter().enumerate() {
+                        packed[k * PANEL + lane] = *value;
+                    }
+                }
+            });
+            Self { weight: packed, bias: bias.to_vec(), inputs }
+        })
+    }
+
+    /// `x W^T + b` for `x` `(rows, in)` in f32. A row's result does not depend on the others.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        let (rows, inputs) = x.dims2()?;
+        if inputs != self.inputs {
+            bail!("linear: x {:?} for {} inputs", x.dims(), self.inputs)
+        }
+        let outputs = self.bias.len();
+        let y = with_values("linear", [&x], |[x]| {
+            let mut y = zeros(rows * outputs);
+            let threads = match rows * inputs * outputs >= SHARED_MACS_MIN {
+                true => rayon::current_num_threads(),
+                false => 1,
+            };
+            let together = rows.div_ceil(threads).next_multiple_of(ROWS_TOGETHER);
+            y.par_chunks_mut(together * outputs)
+                .zip(x.par_chunks(together * inputs))
+                .for_each(|(y, x)| Arch::new().dispatch(Rows { layer: self, x, y }));
+            y
+        })?;
+        Tensor::from_vec(y, (rows, outputs), x.device())
+    }
+}
+
+/// Rows that one thread multiplies at least: those of one pass through a panel.
+const ROWS_TOGETHER: usize = 12;
+/// From so many multiply-accumulates on, all threads take part.
+const SHARED_MACS_MIN: usize = 1 << 22;
+
+/// Some rows of a packed layer's product.
+struct Rows<'a> {
+    layer: &'a PackedLinear,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl WithSimd for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { layer: PackedLinear { weight, bias, inputs }, x, y } = self;
+        for (panel, weight) in weight.chunks_exact(inputs * PANEL).enumerate() {
+            let first = panel * PANEL;
+            let columns = first..bias.len().min(first + PANEL);
+            let own = Some(&bias[columns.clone()]);
+            let target = Target { values: y, stride: bias.len(), columns };
+            multiply(simd, target, x, *inputs, weight, own);
+        }
+    }
+}
+
 struct Linear;
 
 impl CustomOp3 for Linear {
@@ -55,16 +134,10 @@ impl CustomOp3 for Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, k) = x_layout.shape().dims2()?;
         let n = bias_layout.shape().dims1()?;
-        let computed = rows_computed(rows, n);
-        let mut x = Cow::from(values("linear", x, x_layout)?);
-        if computed > rows {
-            x.to_mut().resize(computed * k, 0.0);
-        }
-        let x = Mat::new(&x, computed, k);
+        let x = Mat::new(values("linear", x, x_layout)?, rows, k);
         let weight = Mat::new(values("linear", weight, weight_layout)?, n, k);
-        let mut y = repeated(values("linear", bias, bias_layout)?, computed);
-        matmul(&mut y, x, weight.t(), 1.0, true, parallel(computed * k * n));
-        y.truncate(rows * n);
+        let mut y = repeated(values("linear", bias, bias_layout)?, rows);
+        matmul(&mut y, x, weight.t(), 1.0, true, parallel(rows * k * n));
         output(y, (rows, n))
     }
 
@@ -83,16 +156,6 @@ impl CustomOp3 for Linear {
         let dbias = grad.apply_op1_no_bwd(&ColumnSum)?;
         Ok((dx, Some(dweight), Some(dbias)))
     }
-}
-
-/// As many rows as it takes, zeros behind the real ones, for a row's result not to depend on how
-/// many others there are: `gemm` sums products of few rows and columns in other orders.
-fn rows_computed(rows: usize, n: usize) -> usize {
-    /// Up to this many rows and columns, sums are divided otherwise.
-    const SMALL_SIDE: usize = 64;
-    /// Up to this many elements, dot products are taken instead.
-    const SMALL_AREA: usize = 256;
-    if n <= SMALL_SIDE { rows.max(SMALL_SIDE + 1) } else { rows.max(SMALL_AREA / n + 1).max(2) }
 }
 
 /// A matrix product of the backward pass.
@@ -151,5 +214,37 @@ impl CustomOp1 for ColumnSum {
             }
         });
         output(sums, width)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn packed_weights_give_the_same_and_rows_do_not_depend_on_each_other() {
+        for (rows, inputs, outputs) in [(1, 5, 3), (9, 300, 70), (80, 384, 1536), (33, 64, 32)] {
+            let draw = |shape: &[usize]| Tensor::randn(0f32, 1f32, shape, &Device::Cpu).unwrap();
+            let (x, weight, bias) =
+                (draw(&[rows, inputs]), draw(&[outputs, inputs]), draw(&[outputs]));
+            let packed = PackedLinear::new(&weight, &bias).unwrap();
+            let values = |y: &Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let all = values(&packed.forward(&x).unwrap());
+            let plain = values(&linear(&x, &weight, &bias).unwrap());
+            for (a, b) in all.iter().zip(&plain) {
+                assert!((a - b).abs() < 1e-5 * (inputs as f32).sqrt() * 4.0, "{a} {b}");
+            }
+            let last = values(&packed.forward(&x.narrow(0, rows - 1, 1).unwrap()).unwrap());
+            assert_eq!(all[(rows - 1) * outputs..], last);
+        }
+        let layer = PackedLinear::new(
+            &Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu).unwrap(),
+            &Tensor::zeros(2, candle_core::DType::F32, &Device::Cpu).unwrap(),
+        )
+        .unwrap();
+        let wrong = Tensor::zeros((4, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let error = layer.forward(&wrong).unwrap_err().to_string();
+        assert!(error.contains("[4, 2] for 3 inputs"), "{error}");
     }
 }

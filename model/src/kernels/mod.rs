@@ -36,7 +36,7 @@ pub(crate) use gelu::gelu_backward;
 pub use group_norm::{Activation, group_norm};
 pub use layout::TokenLayout;
 pub use linear::linear;
-pub(crate) use linear::linear_backward;
+pub(crate) use linear::{PackedLinear, linear_backward};
 pub use norm::modulated_norm;
 pub(crate) use norm::modulated_norm_backward;
 pub use rate::matrix_rate;

@@ -23,9 +23,9 @@ pub(super) struct Target<'a> {
     pub columns: std::ops::Range<usize>,
 }
 
-/// `target = lhs panel`, or `target += lhs panel` when `accumulate`.
+/// `target = lhs panel + bias`.
 ///
-/// `lhs` is `[rows, depth]`, `panel` `[depth, PANEL]`. A sum runs in the order of the depth
+/// `lhs` is `[rows, depth]`, `panel` `[depth, PANEL]`, `bias` of the target's columns. A sum runs in the order of the depth
 /// whatever the number of rows, so a row's result does not depend on its neighbours.
 ///
 /// # Panics
@@ -37,13 +37,13 @@ pub(super) fn multiply<S: Simd>(
     lhs: &[f32],
     depth: usize,
     panel: &[f32],
-    accumulate: bool,
+    bias: Option<&[f32]>,
 ) {
-    let product = Product { simd, lhs, depth, panel, accumulate };
-    // As many sums as there are registers for: 16 of 32 of AVX-512, 12 of 16 of AVX2.
+    let product = Product { simd, lhs, depth, panel, bias };
+    // As many sums as there are registers for: 24 of the 32 of AVX-512, 12 of the 16 of AVX2.
     match (S::F32_LANES, target.columns.len()) {
-        (16, ..=16) => product.strips::<8, 1>(target),
-        (16, _) => product.strips::<8, 2>(target),
+        (16, ..=16) => product.strips::<12, 1>(target),
+        (16, _) => product.strips::<12, 2>(target),
         _ => product.strips::<6, 2>(target),
     }
 }
@@ -54,7 +54,7 @@ struct Product<'a, S> {
     lhs: &'a [f32],
     depth: usize,
     panel: &'a [f32],
-    accumulate: bool,
+    bias: Option<&'a [f32]>,
 }
 
 impl<S: Simd> Product<'_, S> {
@@ -102,17 +102,6 @@ impl<S: Simd> Product<'_, S> {
             &self.lhs[at + part.start..at + part.end]
         });
         let mut sums = [[simd.splat_f32s(0.0); H]; R];
-        if self.accumulate || part.start > 0 {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let row = &target.values[start(r)..][..width];
-                for (sum, values) in sums.iter_mut().zip(row.chunks(S::F32_LANES)) {
-                    *sum = match S::as_simd_f32s(values) {
-                        ([register], []) => *register,
-                        _ => simd.partial_load_f32s(values),
-                    };
-                }
-            }
-        }
         let panel = S::as_simd_f32s(&self.panel[part.start * PANEL..part.end * PANEL]).0;
         for (k, weights) in panel.chunks_exact(PANEL / S::F32_LANES).enumerate() {
             let weights: [S::f32s; H] = std::array::from_fn(|h| weights[register + h]);
@@ -123,15 +112,36 @@ impl<S: Simd> Product<'_, S> {
                 }
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
+        let bias = self.bias.filter(|_| part.start == 0).map(|bias| &bias[first - columns.start..]);
+        // By value: sums that this loop indexed would live in memory, and be stored at every depth.
+        for (r, sums) in sums.into_iter().enumerate() {
             let row = &mut target.values[start(r)..][..width];
-            for (sum, values) in sums.iter().zip(row.chunks_mut(S::F32_LANES)) {
+            for (h, (sum, values)) in sums.into_iter().zip(row.chunks_mut(S::F32_LANES)).enumerate()
+            {
+                let column = h * S::F32_LANES;
+                let sum = match bias {
+                    Some(bias) => {
+                        let bias = &bias[column..column + values.len()];
+                        simd.add_f32s(load(simd, bias), sum)
+                    }
+                    None if part.start > 0 => simd.add_f32s(load(simd, values), sum),
+                    None => sum,
+                };
                 match S::as_mut_simd_f32s(values) {
-                    ([register], []) => *register = *sum,
-                    _ => simd.partial_store_f32s(values, *sum),
+                    ([register], []) => *register = sum,
+                    _ => simd.partial_store_f32s(values, sum),
                 }
             }
         }
+    }
+}
+
+/// At most a register's values, zeros behind them.
+#[inline(always)]
+fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(values) {
+        ([register], []) => *register,
+        _ => simd.partial_load_f32s(values),
     }
 }
 
@@ -144,13 +154,14 @@ mod tests {
         lhs: &'a [f32],
         depth: usize,
         panel: &'a [f32],
+        bias: &'a [f32],
     }
 
     impl pulp::WithSimd for Multiply<'_> {
         type Output = ();
 
         fn with_simd<S: Simd>(self, simd: S) {
-            multiply(simd, self.target, self.lhs, self.depth, self.panel, true);
+            multiply(simd, self.target, self.lhs, self.depth, self.panel, Some(self.bias));
         }
     }
 
@@ -161,7 +172,8 @@ mod tests {
         {
             let lhs: Vec<f32> = (0..rows * depth).map(|i| (i % 13) as f32 - 6.0).collect();
             let rhs = |k: usize, c: usize| ((k * 7 + c * 3) % 11) as f32 - 5.0;
-            let mut actual = vec![1f32; rows * columns];
+            let bias: Vec<f32> = (0..columns).map(|c| c as f32).collect();
+            let mut actual = vec![f32::NAN; rows * columns];
             for panel in 0..panels(columns) {
                 let first = panel * PANEL;
                 let range = first..columns.min(first + PANEL);
@@ -171,13 +183,24 @@ mod tests {
                         packed[k * PANEL + c - first] = rhs(k, c);
                     }
                 }
+                let bias = &bias[range.clone()];
                 let target = Target { values: &mut actual, stride: columns, columns: range };
-                pulp::Arch::new().dispatch(Multiply { target, lhs: &lhs, depth, panel: &packed });
+                pulp::Arch::new().dispatch(Multiply {
+                    target,
+                    lhs: &lhs,
+                    depth,
+                    panel: &packed,
+                    bias,
+                });
             }
             for row in 0..rows {
                 for c in 0..columns {
                     let sum: f32 = (0..depth).map(|k| lhs[row * depth + k] * rhs(k, c)).sum();
-                    assert_eq!(actual[row * columns + c], 1.0 + sum, "{rows} {depth} {columns}");
+                    assert_eq!(
+                        actual[row * columns + c],
+                        c as f32 + sum,
+                        "{rows} {depth} {columns}"
+                    );
                 }
             }
         }

@@ -2,23 +2,27 @@
 
 use super::precision::Precision;
 use crate::error::Result;
-use crate::kernels::{TokenLayout, linear, linear_backward};
+use crate::kernels::{PackedLinear, TokenLayout, linear, linear_backward};
 use crate::params::{Init, Scope};
-use candle_core::{Tensor, TensorId};
+use candle_core::{DType, Tensor, TensorId};
 
 /// `x W^T + b` over `(rows, in)`.
 pub struct Linear {
     weight: Tensor,
     bias: Tensor,
+    /// Of constants on the CPU, and what their products are computed from.
+    packed: Option<PackedLinear>,
 }
 
 impl Linear {
     /// Parameters `weight` `(outputs, inputs)` drawn by `init` and a zero `bias` `(outputs)`.
     pub fn new(scope: &Scope, inputs: usize, outputs: usize, init: Init) -> Result<Self> {
-        Ok(Self {
-            weight: scope.get("weight", [outputs, inputs], init)?,
-            bias: scope.get("bias", [outputs], Init::Zeros)?,
-        })
+        let weight = scope.get("weight", [outputs, inputs], init)?;
+        let bias = scope.get("bias", [outputs], Init::Zeros)?;
+        let constant = !weight.is_variable() && !bias.is_variable();
+        let packs = constant && weight.device().is_cpu() && weight.dtype() == DType::F32;
+        let packed = packs.then(|| PackedLinear::new(&weight, &bias)).transpose()?;
+        Ok(Self { weight, bias, packed })
     }
 
     /// `(rows, inputs)` to `(rows, outputs)`.
@@ -28,6 +32,9 @@ impl Linear {
 
     /// [`Linear::forward`] of `x` in `precision`, as is the result.
     pub fn forward_in(&self, precision: Precision, x: &Tensor) -> Result<Tensor> {
+        if let (Some(packed), Precision::F32) = (&self.packed, precision) {
+            return Ok(packed.forward(x)?);
+        }
         let (weight, bias) = (precision.narrow(&self.weight)?, precision.narrow(&self.bias)?);
         Ok(precision.narrow(&linear(x, &weight, &bias)?)?)
     }

@@ -336,7 +336,7 @@ fn softmax(row: &mut [f32]) {
     for x in row.iter_mut() {
         *x = exp(*x - max);
     }
-    let norm = sum(row.len(), |i| row[i]).recip();
+    let norm = sum([row], |[e]| e).recip();
     for x in row.iter_mut() {
         *x *= norm;
     }
@@ -345,7 +345,7 @@ fn softmax(row: &mut [f32]) {
 /// `ds = p (ds - sum(p ds))`, in place.
 #[inline(always)]
 fn softmax_backward(ds: &mut [f32], p: &[f32]) {
-    let inner = sum(p.len(), |i| p[i] * ds[i]);
+    let inner = sum([p, ds], |[p, ds]| p * ds);
     for (ds, p) in ds.iter_mut().zip(p) {
         *ds = p * (*ds - inner);
     }

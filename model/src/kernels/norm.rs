@@ -198,8 +198,8 @@ fn input_gradient_row(dx: &mut [f32], x: &[f32], grad: &[f32], scale: &[f32]) {
     for ((dx, grad), scale) in dx.iter_mut().zip(grad).zip(scale) {
         *dx = grad * (1.0 + scale);
     }
-    let g_mean = sum(width, |i| dx[i]) / width as f32;
-    let gn_mean = sum(width, |i| dx[i] * (x[i] - mean)) * rstd / width as f32;
+    let g_mean = sum([dx], |[dx]| dx) / width as f32;
+    let gn_mean = sum([dx, x], |[dx, x]| dx * (x - mean)) * rstd / width as f32;
     for (dx, x) in dx.iter_mut().zip(x) {
         *dx = rstd * (*dx - g_mean - (x - mean) * rstd * gn_mean);
     }
@@ -270,7 +270,7 @@ fn add_modulation_row(shift: &mut [f32], scale: &mut [f32], x: &[f32], grad: &[f
 #[inline(always)]
 fn moments(x: &[f32]) -> (f32, f32) {
     let width = x.len() as f32;
-    let mean = sum(x.len(), |i| x[i]) / width;
-    let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / width;
+    let mean = sum([x], |[x]| x) / width;
+    let variance = sum([x], |[x]| (x - mean) * (x - mean)) / width;
     (mean, 1.0 / (variance + EPS).sqrt())
 }

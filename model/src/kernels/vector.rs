@@ -39,18 +39,22 @@ pub(super) fn store(row: Row, values: &mut [f32]) {
     }
 }
 
-/// Sum of `f(i)` over `0..count`, in a fixed order that vectorizes.
+/// Sum of `f` of the slices' values side by side, in a fixed order that vectorizes.
+///
+/// # Panics
+/// When a slice is shorter than the first.
 #[inline(always)]
-pub(crate) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let slices = slices.map(|values| values[..slices[0].len()].as_chunks::<LANES>());
     let mut lanes = [0f32; LANES];
-    let whole = count / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, acc) in lanes.iter_mut().enumerate() {
-            *acc += f(start + lane);
+    for i in 0..slices[0].0.len() {
+        let chunks = slices.map(|(chunks, _)| &chunks[i]);
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(chunks.map(|chunk| chunk[lane]));
         }
     }
-    for i in whole..count {
-        lanes[i - whole] += f(i);
+    for i in 0..slices[0].1.len() {
+        lanes[i] += f(slices.map(|(_, rest)| rest[i]));
     }
     let mut width = LANES / 2;
     while width > 0 {
@@ -65,18 +69,16 @@ pub(crate) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
 /// The largest value, `-inf` of none.
 #[inline(always)]
 pub(crate) fn max(values: &[f32]) -> f32 {
+    // Not `f32::max`: what it does of NaN is not one instruction.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = values.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut chunks = values.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for lane in 0..LANES {
-            lanes[lane] = lanes[lane].max(chunk[lane]);
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *value);
         }
     }
-    let mut largest = f32::NEG_INFINITY;
-    for value in lanes.iter().chain(chunks.remainder()) {
-        largest = largest.max(*value);
-    }
-    largest
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b))
 }
 
 /// e^x to 2 units in the last place for x in [-87, 88], clamped outside.
@@ -132,7 +134,10 @@ mod tests {
     #[test]
     fn sum_takes_every_element_once() {
         for count in 0..70 {
-            assert_eq!(sum(count, |i| (1 + i) as f32), (count * (count + 1) / 2) as f32);
+            let values: Vec<f32> = (1..=count).map(|i| i as f32).collect();
+            assert_eq!(sum([&values], |[x]| x), (count * (count + 1) / 2) as f32);
+            let pairs = sum([&values, &values], |[a, b]| a - 0.5 * b);
+            assert_eq!(pairs, (count * (count + 1)) as f32 / 4.0);
         }
     }
 }

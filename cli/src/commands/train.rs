@@ -181,7 +181,17 @@ fn join() -> Result<Rc<dyn Communicator>> {
     match started {
         None => Ok(Rc::new(Alone)),
         #[cfg(feature = "mpi")]
-        Some(_) => Ok(Rc::new(lapflow_train::Mpi::join()?)),
+        Some((name, size)) => {
+            let mpi = lapflow_train::Mpi::join()?;
+            if mpi.size() != size {
+                bail!(
+                    "{size} processes were started together ({name}), but MPI sees {}: each would \
+                     train by itself into the same folder; srun wants --mpi=pmix",
+                    mpi.size()
+                )
+            }
+            Ok(Rc::new(mpi))
+        }
         #[cfg(not(feature = "mpi"))]
         Some((name, size)) => bail!(
             "{size} processes were started together ({name}) and this lapflow was built without \

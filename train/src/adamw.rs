@@ -2,6 +2,7 @@
 
 use crate::config::TrainConfig;
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use lapflow_model::kernels::AdamW;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -37,16 +38,7 @@ impl<T> State<T> {
 /// One step's coefficients.
 #[derive(Clone, Debug)]
 pub(crate) struct Rates {
-    beta1: f32,
-    beta2: f32,
-    /// lr / (1 - beta1^n)
-    step: f32,
-    /// 1 / sqrt(1 - beta2^n)
-    second: f32,
-    eps: f32,
-    /// 1 - lr * weight_decay
-    keep: f32,
-    grad_scale: f32,
+    adamw: AdamW,
     /// 1 - decay of each average.
     averages: Vec<f32>,
 }
@@ -58,7 +50,7 @@ impl Rates {
         let n = i32::try_from(updates + 1).unwrap_or(i32::MAX);
         // Warm start: the first weights count little from the beginning.
         let warm = (1 + updates) as f64 / (10 + updates) as f64;
-        Self {
+        let adamw = AdamW {
             beta1: beta1 as f32,
             beta2: beta2 as f32,
             step: (lr / (1.0 - beta1.powi(n))) as f32,
@@ -66,15 +58,19 @@ impl Rates {
             eps: config.eps as f32,
             keep: (1.0 - lr * config.weight_decay) as f32,
             grad_scale: grad_scale as f32,
+        };
+        Self {
+            adamw,
             averages: config.averages().iter().map(|&d| (1.0 - d.min(warm)) as f32).collect(),
         }
     }
 
     #[inline(always)]
     fn update(&self, p: &mut f32, m: &mut f32, v: &mut f32, g: f32) {
-        *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-        *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-        *p = *p * self.keep - self.step * *m / (v.sqrt() * self.second + self.eps);
+        let AdamW { beta1, beta2, step, second, eps, keep, .. } = self.adamw;
+        *m = beta1 * *m + (1.0 - beta1) * g;
+        *v = beta2 * *v + (1.0 - beta2) * g * g;
+        *p = *p * keep - step * *m / (v.sqrt() * second + eps);
     }
 }
 
@@ -90,19 +86,23 @@ impl State<Vec<f32>> {
 }
 
 impl State<Tensor> {
-    /// The same by Candle's operations, on any device.
+    /// The same on any device: by a kernel where there is one, else by Candle's operations.
     pub(crate) fn update(&mut self, var: &Var, grad: Option<&Tensor>, rates: &Rates) -> Result<()> {
-        let affine = |x: &Tensor, factor: f32| x.affine(f64::from(factor), 0.0);
-        let (mut first, mut second) =
-            (affine(&self.first, rates.beta1)?, affine(&self.second, rates.beta2)?);
-        if let Some(grad) = grad {
-            let grad = affine(&grad.detach(), rates.grad_scale)?;
-            first = (first + affine(&grad, 1.0 - rates.beta1)?)?;
-            second = (second + affine(&grad.sqr()?, 1.0 - rates.beta2)?)?;
+        let moments = [&self.first, &self.second];
+        if rates.adamw.update(var, grad, moments, &self.averages, &rates.averages)? {
+            return Ok(());
         }
-        let root = second.sqrt()?.affine(f64::from(rates.second), f64::from(rates.eps))?;
-        let change = (affine(&first, rates.step)? / root)?;
-        var.set(&(affine(&var.as_tensor().detach(), rates.keep)? - change)?)?;
+        let AdamW { beta1, beta2, step, second: unbias, eps, keep, grad_scale } = rates.adamw;
+        let affine = |x: &Tensor, factor: f32| x.affine(f64::from(factor), 0.0);
+        let (mut first, mut second) = (affine(&self.first, beta1)?, affine(&self.second, beta2)?);
+        if let Some(grad) = grad {
+            let grad = affine(&grad.detach(), grad_scale)?;
+            first = (first + affine(&grad, 1.0 - beta1)?)?;
+            second = (second + affine(&grad.sqr()?, 1.0 - beta2)?)?;
+        }
+        let root = second.sqrt()?.affine(f64::from(unbias), f64::from(eps))?;
+        let change = (affine(&first, step)? / root)?;
+        var.set(&(affine(&var.as_tensor().detach(), keep)? - change)?)?;
         (self.first, self.second) = (first, second);
         for (average, &share) in self.averages.iter_mut().zip(&rates.averages) {
             let step = affine(&(var.as_tensor().detach() - &*average)?, share)?;
@@ -191,7 +191,7 @@ impl Chunk<'_> {
                 match grad {
                     Some(grad) => {
                         for ((p, (m, v)), g) in param.iter_mut().zip(moments).zip(grad) {
-                            rates.update(p, m, v, g * rates.grad_scale);
+                            rates.update(p, m, v, g * rates.adamw.grad_scale);
                         }
                     }
                     None => {

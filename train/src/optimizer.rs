@@ -32,8 +32,12 @@ impl Optimizer {
             .map(|(_, var)| {
                 let averages = config.averages().len();
                 if !var.device().is_cpu() {
-                    let state = State::new(var.zeros_like()?, var.as_tensor().copy()?, averages);
-                    return Ok(Slot::Device(state));
+                    let copy = |_| var.as_tensor().copy();
+                    return Ok(Slot::Device(State {
+                        first: var.zeros_like()?,
+                        second: var.zeros_like()?,
+                        averages: (0..averages).map(copy).collect::<candle_core::Result<_>>()?,
+                    }));
                 }
                 let values = var.flatten_all()?.to_vec1::<f32>()?;
                 Ok(Slot::Cpu(State::new(vec![0f32; values.len()], values, averages)))

@@ -5,6 +5,7 @@
 //! active level, laid out by [`TokenLayout`]. Each is tested against its plain composition.
 #![allow(unsafe_code)]
 
+mod adamw;
 mod attention;
 mod check;
 mod conv2d;
@@ -27,6 +28,7 @@ mod residual;
 mod upsample;
 mod vector;
 
+pub use adamw::AdamW;
 pub(crate) use attention::attention_backward;
 pub use attention::{Mask, attention};
 pub use check::{Checked, check};

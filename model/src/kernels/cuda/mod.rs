@@ -3,10 +3,12 @@
 //! Each function here gives what the operation of the same name gives on the CPU. No GPU has run
 //! them yet; docs/cuda.md says how they are checked.
 
+mod adamw;
 mod attention;
 mod elementwise;
 mod modulation;
 
+pub(super) use adamw::{AVERAGES_MAX, Update};
 pub(super) use attention::{attention, attention_backward};
 pub(super) use elementwise::{gelu, gelu_dx};
 pub(super) use modulation::{

@@ -25,8 +25,9 @@ pub(super) struct Target<'a> {
 
 /// `target = lhs panel + bias`.
 ///
-/// `lhs` is `[rows, depth]`, `panel` `[depth, PANEL]`, `bias` of the target's columns. A sum runs in the order of the depth
-/// whatever the number of rows, so a row's result does not depend on its neighbours.
+/// `lhs` is `[rows, depth]`, `panel` `[depth, PANEL]`, `bias` of the target's columns. A sum runs in
+/// the order of the depth whatever the number of rows, so a row's result does not depend on its
+/// neighbours.
 ///
 /// # Panics
 /// When a slice is too short.

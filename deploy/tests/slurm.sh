@@ -7,9 +7,8 @@
 . "$(dirname "$0")/common.sh"
 images_count=${1:-600}
 workers=4
-need_reader
-
 . "$deploy/tests/slurm-up.sh"
+need_reader
 
 images=$scratch/images
 write_images "$images" "$images_count"

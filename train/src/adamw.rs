@@ -17,14 +17,18 @@ pub(crate) struct State<T> {
     pub(crate) averages: Vec<T>,
 }
 
-impl<T: Clone> State<T> {
-    /// Zero moments, and averages that start at the parameter.
-    pub(crate) fn new(zeros: T, average: T, averages: usize) -> Self {
-        Self { first: zeros.clone(), second: zeros, averages: vec![average; averages] }
-    }
-}
-
 impl<T> State<T> {
+    /// Zero moments, and averages that start at the parameter; each made anew, so that none shares
+    /// its values with another.
+    pub(crate) fn new(
+        averages: usize,
+        zeros: impl Fn() -> Result<T>,
+        start: impl Fn() -> Result<T>,
+    ) -> Result<Self> {
+        let averages = (0..averages).map(|_| start()).collect::<Result<_>>()?;
+        Ok(Self { first: zeros()?, second: zeros()?, averages })
+    }
+
     /// Both moments, then the averages.
     pub(crate) fn all(&self) -> impl Iterator<Item = &T> {
         [&self.first, &self.second].into_iter().chain(&self.averages)
@@ -236,8 +240,9 @@ mod tests {
         let start = draw()?;
         let vars = [Var::from_tensor(&start)?, Var::from_tensor(&start)?];
         let values = start.flatten_all()?.to_vec1::<f32>()?;
-        let mut fused = State::new(vec![0f32; values.len()], values, 2);
-        let mut plain = State::new(start.zeros_like()?, start, 2);
+        let zeros = || Ok(vec![0f32; values.len()]);
+        let mut fused = State::new(2, zeros, || Ok(values.clone()))?;
+        let mut plain = State::new(2, || start.zeros_like(), || start.copy())?;
         for step in 0..5 {
             let rates = Rates::new(&config, step, step, 0.7);
             let grad = if step == 3 { None } else { Some(draw()?) };

@@ -32,15 +32,12 @@ impl Optimizer {
             .map(|(_, var)| {
                 let averages = config.averages().len();
                 if !var.device().is_cpu() {
-                    let copy = |_| var.as_tensor().copy();
-                    return Ok(Slot::Device(State {
-                        first: var.zeros_like()?,
-                        second: var.zeros_like()?,
-                        averages: (0..averages).map(copy).collect::<candle_core::Result<_>>()?,
-                    }));
+                    let copy = || var.as_tensor().copy();
+                    return Ok(Slot::Device(State::new(averages, || var.zeros_like(), copy)?));
                 }
                 let values = var.flatten_all()?.to_vec1::<f32>()?;
-                Ok(Slot::Cpu(State::new(vec![0f32; values.len()], values, averages)))
+                let zeros = || Ok(vec![0f32; values.len()]);
+                Ok(Slot::Cpu(State::new(averages, zeros, || Ok(values.clone()))?))
             })
             .collect::<Result<_>>()?;
         Ok(Self { slots, averages: config.average_groups() })

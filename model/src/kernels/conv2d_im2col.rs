@@ -3,9 +3,8 @@
 use super::conv2d::ConvShape;
 use super::fresh::zeros;
 use super::matmul::{Mat, matmul};
-use super::panels::{PANEL, Target, multiply, panels};
+use super::panels::{Dense, pack};
 use gemm::Parallelism;
-use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Patch elements a tile may hold: with its share of the weights it stays in a core's L2 cache.
@@ -25,7 +24,7 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShap
     let depth = shape.kernel * shape.kernel * shape.channels_in;
     let columns = shape.channels_out;
     let tile_pixels = (TILE_ELEMENTS / depth).clamp(*TILE_PIXELS.start(), *TILE_PIXELS.end());
-    let weight = pack(weight, shape);
+    let weight = pack(weight, shape.channels_in, shape.kernel * shape.kernel);
     let mut y = zeros(shape.pixels_out() * columns);
     y.par_chunks_mut(tile_pixels * columns).enumerate().for_each_init(
         Vec::new,
@@ -38,36 +37,10 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShap
                 gather_patches(x, shape, first, &mut gathered[..pixels * depth]);
                 &gathered[..pixels * depth]
             };
-            Arch::new().dispatch(Products { patches, depth, weight: &weight, bias, y, columns });
+            Dense { lhs: patches, depth, weight: &weight, bias, y, columns }.run();
         },
     );
     y
-}
-
-/// `y = patches weight + bias`, `[pixels, depth] [depth, columns]`, the weight in panels.
-struct Products<'a> {
-    patches: &'a [f32],
-    depth: usize,
-    weight: &'a [f32],
-    bias: Option<&'a [f32]>,
-    y: &'a mut [f32],
-    columns: usize,
-}
-
-impl WithSimd for Products<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { patches, depth, weight, bias, y, columns: stride } = self;
-        for (panel, weight) in weight.chunks_exact(depth * PANEL).enumerate() {
-            let first = panel * PANEL;
-            let columns = first..stride.min(first + PANEL);
-            let bias = bias.map(|bias| &bias[columns.clone()]);
-            let target = Target { values: y, stride, columns };
-            multiply(simd, target, patches, depth, weight, bias);
-        }
-    }
 }
 
 /// The gradient of the weight, `(Cout, Cin, k, k)`, from `x` and the gradient of `y`.
@@ -122,24 +95,6 @@ fn grad_weight_part(
         matmul(&mut part, inputs, grad, 1.0, true, Parallelism::None);
     }
     part
-}
-
-/// `(Cout, Cin, k, k)` to panels of output channels, `[panels, (kh, kw, Cin), PANEL]`.
-fn pack(weight: &[f32], shape: &ConvShape) -> Vec<f32> {
-    let positions = shape.kernel * shape.kernel;
-    let depth = positions * shape.channels_in;
-    let mut packed = vec![0f32; panels(shape.channels_out) * depth * PANEL];
-    packed.par_chunks_mut(depth * PANEL).enumerate().for_each(|(panel, packed)| {
-        let weight = weight.chunks_exact(depth).skip(panel * PANEL).take(PANEL);
-        for (lane, weight) in weight.enumerate() {
-            for (c, weight) in weight.chunks_exact(positions).enumerate() {
-                for (position, value) in weight.iter().enumerate() {
-                    packed[(position * shape.channels_in + c) * PANEL + lane] = *value;
-                }
-            }
-        }
-    });
-    packed
 }
 
 /// Fills `patches` `[pixels, (kh, kw, Cin)]` for the output pixels from `first` on.

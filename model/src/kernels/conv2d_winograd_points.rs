@@ -57,13 +57,17 @@ fn output_point([m0, m1, m2, m3, m4, m5]: [f32; WINDOW]) -> [f32; TILE] {
     ]
 }
 
+/// A transform along the columns of all lanes.
 #[inline(always)]
-pub(super) fn input_columns(d: &[[Row; WINDOW]; WINDOW]) -> [[Row; WINDOW]; WINDOW] {
-    let mut out = [[[0f32; LANES]; WINDOW]; WINDOW];
+fn columns<const N: usize>(
+    m: &[[Row; WINDOW]; WINDOW],
+    point: impl Fn([f32; WINDOW]) -> [f32; N],
+) -> [[Row; WINDOW]; N] {
+    let mut out = [[[0f32; LANES]; WINDOW]; N];
     for j in 0..WINDOW {
         for lane in 0..LANES {
-            let point = input_point(std::array::from_fn(|i| d[i][j][lane]));
-            for i in 0..WINDOW {
+            let point = point(std::array::from_fn(|i| m[i][j][lane]));
+            for i in 0..N {
                 out[i][j][lane] = point[i];
             }
         }
@@ -71,39 +75,44 @@ pub(super) fn input_columns(d: &[[Row; WINDOW]; WINDOW]) -> [[Row; WINDOW]; WIND
     out
 }
 
+/// A transform along a row of all lanes.
 #[inline(always)]
-pub(super) fn input_row(d: &[Row; WINDOW]) -> [Row; WINDOW] {
-    let mut out = [[0f32; LANES]; WINDOW];
+fn row<const N: usize>(m: &[Row; WINDOW], point: impl Fn([f32; WINDOW]) -> [f32; N]) -> [Row; N] {
+    let mut out = [[0f32; LANES]; N];
     for lane in 0..LANES {
-        let point = input_point(std::array::from_fn(|j| d[j][lane]));
-        for j in 0..WINDOW {
+        let point = point(std::array::from_fn(|j| m[j][lane]));
+        for j in 0..N {
             out[j][lane] = point[j];
         }
     }
     out
 }
 
+/// `B^T d`.
 #[inline(always)]
-pub(super) fn output_columns(m: &[[Row; WINDOW]; WINDOW]) -> [[Row; WINDOW]; TILE] {
-    let mut out = [[[0f32; LANES]; WINDOW]; TILE];
-    for j in 0..WINDOW {
-        for lane in 0..LANES {
-            let point = output_point(std::array::from_fn(|i| m[i][j][lane]));
-            for i in 0..TILE {
-                out[i][j][lane] = point[i];
-            }
-        }
-    }
-    out
+pub(super) fn input_columns(d: &[[Row; WINDOW]; WINDOW]) -> [[Row; WINDOW]; WINDOW] {
+    columns(d, input_point)
 }
 
+/// `d B` of a row.
+#[inline(always)]
+pub(super) fn input_row(d: &[Row; WINDOW]) -> [Row; WINDOW] {
+    row(d, input_point)
+}
+
+/// `A^T m`.
+#[inline(always)]
+pub(super) fn output_columns(m: &[[Row; WINDOW]; WINDOW]) -> [[Row; WINDOW]; TILE] {
+    columns(m, output_point)
+}
+
+/// `m A + offset` of a row.
 #[inline(always)]
 pub(super) fn output_row(m: &[Row; WINDOW], offset: &Row) -> [Row; TILE] {
-    let mut out = [[0f32; LANES]; TILE];
-    for lane in 0..LANES {
-        let point = output_point(std::array::from_fn(|j| m[j][lane]));
-        for j in 0..TILE {
-            out[j][lane] = point[j] + offset[lane];
+    let mut out = row(m, output_point);
+    for row in &mut out {
+        for (value, offset) in row.iter_mut().zip(offset) {
+            *value += offset;
         }
     }
     out

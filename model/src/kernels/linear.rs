@@ -2,12 +2,11 @@
 
 use super::fresh::{repeated, zeros};
 use super::matmul::{Mat, matmul, parallel};
-use super::panels::{PANEL, Target, multiply, panels};
+use super::panels::{Dense, ROWS, pack};
 use super::{output, plain, values, with_values};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
 };
-use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// `x W^T + b` for `x` `(rows, in)`, `weight` `(out, in)`, `bias` `(out)`; f32, gives `(rows, out)`.
@@ -49,18 +48,11 @@ pub(crate) struct PackedLinear {
 impl PackedLinear {
     /// From `weight` `(out, in)` and `bias` `(out)`, f32 on the CPU.
     pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        let (outputs, inputs) = weight.dims2()?;
-        with_values("linear", [weight, bias], |[weight, bias]| {
-            let mut packed = vec![0f32; panels(outputs) * inputs * PANEL];
-            let parts = packed.par_chunks_mut((inputs * PANEL).max(1));
-            parts.zip(weight.par_chunks((inputs * PANEL).max(1))).for_each(|(packed, weight)| {
-                for (lane, weight) in weight.chunks_exact(inputs).enumerate() {
-                    for (k, value) in weight.iter().enumerate() {
-                        packed[k * PANEL + lane] = *value;
-                    }
-                }
-            });
-            Self { weight: packed, bias: bias.to_vec(), inputs }
+        let inputs = weight.dims2()?.1;
+        with_values("linear", [weight, bias], |[weight, bias]| Self {
+            weight: pack(weight, inputs, 1),
+            bias: bias.to_vec(),
+            inputs,
         })
     }
 
@@ -78,43 +70,20 @@ impl PackedLinear {
                 true => rayon::current_num_threads(),
                 false => 1,
             };
-            let together = rows.div_ceil(threads).next_multiple_of(ROWS_TOGETHER);
-            y.par_chunks_mut(together * outputs)
-                .zip(x.par_chunks(together * inputs))
-                .for_each(|(y, x)| Arch::new().dispatch(Rows { layer: self, x, y }));
+            let together = rows.div_ceil(threads).next_multiple_of(ROWS);
+            let parts = y.par_chunks_mut(together * outputs).zip(x.par_chunks(together * inputs));
+            parts.for_each(|(y, lhs)| {
+                let (weight, bias) = (&self.weight, Some(&self.bias[..]));
+                Dense { lhs, depth: inputs, weight, bias, y, columns: outputs }.run();
+            });
             y
         })?;
         Tensor::from_vec(y, (rows, outputs), x.device())
     }
 }
 
-/// Rows that one thread multiplies at least: those of one pass through a panel.
-const ROWS_TOGETHER: usize = 12;
 /// From so many multiply-accumulates on, all threads take part.
 const SHARED_MACS_MIN: usize = 1 << 22;
-
-/// Some rows of a packed layer's product.
-struct Rows<'a> {
-    layer: &'a PackedLinear,
-    x: &'a [f32],
-    y: &'a mut [f32],
-}
-
-impl WithSimd for Rows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { layer: PackedLinear { weight, bias, inputs }, x, y } = self;
-        for (panel, weight) in weight.chunks_exact(inputs * PANEL).enumerate() {
-            let first = panel * PANEL;
-            let columns = first..bias.len().min(first + PANEL);
-            let own = Some(&bias[columns.clone()]);
-            let target = Target { values: y, stride: bias.len(), columns };
-            multiply(simd, target, x, *inputs, weight, own);
-        }
-    }
-}
 
 struct Linear;
 

@@ -3,16 +3,71 @@
 //! A convolution multiplies many small matrices with few weights. Packed once into panels of
 //! [`PANEL`] columns, the weights stream through the cache in the order in which they are needed.
 
-use pulp::Simd;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 
 /// Columns of a panel: at least two registers, so that a value of `lhs` is used twice when loaded.
 pub(super) const PANEL: usize = 32;
 /// Depths of a panel that are used at a time: 32 KiB, so that they stay in the first-level cache.
 const DEPTH: usize = 256;
 
+/// Rows that are multiplied together: with two registers of AVX-512 each, 24 of its 32. AVX2's 16 hold
+/// half of them.
+pub(super) const ROWS: usize = 12;
+
 /// Panels that `columns` take; the last one is filled up with zeros.
 pub(super) fn panels(columns: usize) -> usize {
     columns.div_ceil(PANEL)
+}
+
+/// `weight` `(columns, channels, positions)` in panels of its columns, `[panels, (positions, channels),
+/// PANEL]`.
+pub(super) fn pack(weight: &[f32], channels: usize, positions: usize) -> Vec<f32> {
+    let depth = channels * positions;
+    let mut packed = vec![0f32; panels(weight.len() / depth) * depth * PANEL];
+    let parts = packed.par_chunks_mut(depth * PANEL).zip(weight.par_chunks(depth * PANEL));
+    parts.for_each(|(packed, weight)| {
+        for (lane, weight) in weight.chunks_exact(depth).enumerate() {
+            for (c, weight) in weight.chunks_exact(positions).enumerate() {
+                for (position, value) in weight.iter().enumerate() {
+                    packed[(position * channels + c) * PANEL + lane] = *value;
+                }
+            }
+        }
+    });
+    packed
+}
+
+/// `y = lhs weight + bias`: `lhs` `[rows, depth]`, `y` `[rows, columns]`, the weight in panels.
+pub(super) struct Dense<'a> {
+    pub lhs: &'a [f32],
+    pub depth: usize,
+    pub weight: &'a [f32],
+    pub bias: Option<&'a [f32]>,
+    pub y: &'a mut [f32],
+    pub columns: usize,
+}
+
+impl Dense<'_> {
+    pub fn run(self) {
+        Arch::new().dispatch(self);
+    }
+}
+
+impl WithSimd for Dense<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { lhs, depth, weight, bias, y, columns: stride } = self;
+        for (panel, weight) in weight.chunks_exact(depth * PANEL).enumerate() {
+            let first = panel * PANEL;
+            let columns = first..stride.min(first + PANEL);
+            let bias = bias.map(|bias| &bias[columns.clone()]);
+            let target = Target { values: y, stride, columns };
+            multiply(simd, target, lhs, depth, weight, bias);
+        }
+    }
 }
 
 /// Where a product goes: rows of `stride` values, of which those in `columns` are written.
@@ -41,11 +96,10 @@ pub(super) fn multiply<S: Simd>(
     bias: Option<&[f32]>,
 ) {
     let product = Product { simd, lhs, depth, panel, bias };
-    // As many sums as there are registers for: 24 of the 32 of AVX-512, 12 of the 16 of AVX2.
     match (S::F32_LANES, target.columns.len()) {
-        (16, ..=16) => product.strips::<12, 1>(target),
-        (16, _) => product.strips::<12, 2>(target),
-        _ => product.strips::<6, 2>(target),
+        (16, ..=16) => product.strips::<ROWS, 1>(target),
+        (16, _) => product.strips::<ROWS, 2>(target),
+        _ => product.strips::<{ ROWS / 2 }, 2>(target),
     }
 }
 

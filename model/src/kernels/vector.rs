@@ -13,7 +13,7 @@ pub(super) const LANES: usize = 16;
 /// [`LANES`] values.
 pub(super) type Row = [f32; LANES];
 
-/// A row from at most [`LANES`] `values`. By value: sums whose address is taken would not stay in
+/// A row from at most [`LANES`] `values`. By value: a row whose address is taken would not stay in
 /// registers.
 #[inline(always)]
 pub(super) fn load(values: &[f32]) -> Row {

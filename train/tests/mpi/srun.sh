@@ -4,10 +4,10 @@
 # Needs what run.sh and deploy/tests/slurm-up.sh need; skips, saying so, where Slurm is missing.
 here=$(cd "$(dirname "$0")" && pwd)
 root=$here/../../..
-(cd "$root" && cargo build -q --release --locked --features mpi)
 LAPFLOW=${CARGO_TARGET_DIR:-$root/target}/release/lapflow
 . "$root/deploy/tests/common.sh"
 . "$root/deploy/tests/slurm-up.sh"
+(cd "$root" && cargo build -q --release --locked --features mpi)
 export OMPI_MCA_rmaps_base_oversubscribe=1 RAYON_NUM_THREADS=1
 
 common=(--set "data.source=\"$root/ingest/tests/golden/crop\"" --set "data.dataset=\"$scratch/dataset\"")

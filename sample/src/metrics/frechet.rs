@@ -6,8 +6,8 @@ use crate::error::{Result, SampleError};
 
 /// |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), in f64.
 ///
-/// The last trace is the sum of the square roots of the eigenvalues of the symmetric L^T S2 L,
-/// S1 = L L^T, so that singular covariances need no offset and give no imaginary parts.
+/// The last trace is the sum of the singular values of a product of roots of S1 and S2, so that
+/// singular covariances need no offset and give no imaginary parts.
 ///
 /// # Errors
 /// When the Gaussians differ in dimension or a value is not finite.

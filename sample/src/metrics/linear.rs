@@ -1,8 +1,8 @@
 //! Matrix products on row-major slices, and what follows from them.
 
-use super::eigen::{cholesky, symmetric_eigenvalues};
-use crate::error::Result;
+use crate::error::{Result, SampleError};
 use candle_core::{Device, Tensor, WithDType};
+use faer::{Mat, MatRef, Side};
 
 /// rows^T rows, `dims` x `dims`.
 pub(super) fn gram(rows: &[f64], dims: usize) -> Result<Vec<f64>> {
@@ -12,16 +12,29 @@ pub(super) fn gram(rows: &[f64], dims: usize) -> Result<Vec<f64>> {
 
 /// The trace of (A B)^(1/2) for symmetric positive semi-definite A and B.
 ///
-/// With A = L L^T that product has the eigenvalues of the symmetric L^T B L.
+/// With A = R^T R and B = Q^T Q it is the sum of the singular values of R Q^T. The eigenvalues of
+/// A B are their squares, and would lose what is small beside the largest.
+///
+/// # Errors
+/// When a decomposition does not converge.
 pub(super) fn trace_sqrt_product(a: &[f64], b: &[f64], dims: usize) -> Result<f64> {
-    let root = cholesky(a.to_vec(), dims);
-    let rank = root.len() / dims;
-    if rank == 0 {
-        return Ok(0.0);
-    }
-    let half = products(&root, b, dims)?;
-    let eigenvalues = symmetric_eigenvalues(products(&half, &root, dims)?, rank)?;
-    Ok(eigenvalues.iter().map(|value| value.max(0.0).sqrt()).sum())
+    let singular_values = (root(a, dims)? * root(b, dims)?.transpose()).singular_values();
+    Ok(singular_values.map_err(|_| undecomposed())?.iter().sum())
+}
+
+/// R of A = R^T R: row i is the i-th eigenvector by the root of its eigenvalue, or 0 where that
+/// is rounding.
+fn root(a: &[f64], dims: usize) -> Result<Mat<f64>> {
+    let a = MatRef::from_row_major_slice(a, dims, dims);
+    let eigen = a.self_adjoint_eigen(Side::Lower).map_err(|_| undecomposed())?;
+    let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
+    let rounding = values.iter().fold(0.0, |a: f64, b| a.max(*b)) * dims as f64 * f64::EPSILON;
+    let scale = |i: usize| if values[i] > rounding { values[i].sqrt() } else { 0.0 };
+    Ok(Mat::from_fn(dims, dims, |i, j| scale(i) * eigen.U()[(j, i)]))
+}
+
+fn undecomposed() -> SampleError {
+    SampleError::setting("covariance", "has no eigenvalues to be found")
 }
 
 /// a b^T of row-major rows of `dims` values: (rows of a) x (rows of b).
@@ -57,4 +70,59 @@ pub(super) fn centred(a: &[f32], b: &[f32], dims: usize) -> (Vec<f32>, Vec<f32>)
         rows.iter().enumerate().map(value).collect()
     };
     (shift(a), shift(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    /// Q diag(values) Q^T, Q a product of random reflections.
+    fn with_eigenvalues(values: &[f64], rng: &mut ChaCha8Rng) -> Vec<f64> {
+        let dims = values.len();
+        let mut a = vec![0.0; dims * dims];
+        (0..dims).for_each(|i| a[i * dims + i] = values[i]);
+        for _ in 0..3 {
+            let v: Vec<f64> = (0..dims).map(|_| rng.random_range(-1.0..1.0)).collect();
+            let beta = 2.0 / v.iter().map(|x| x * x).sum::<f64>();
+            for transposed in [false, true] {
+                let at = |i: usize, j: usize| if transposed { j * dims + i } else { i * dims + j };
+                for j in 0..dims {
+                    let dot: f64 = (0..dims).map(|i| v[i] * a[at(i, j)]).sum();
+                    (0..dims).for_each(|i| a[at(i, j)] -= beta * dot * v[i]);
+                }
+            }
+        }
+        a
+    }
+
+    #[test]
+    fn roots_restore_singular_matrices() {
+        let mut rng = ChaCha8Rng::seed_from_u64(10);
+        for (dims, rank) in [(1, 1), (4, 4), (30, 11), (140, 60), (5, 0)] {
+            let value = |i: usize| if i < rank { 0.5 + i as f64 } else { 0.0 };
+            let values: Vec<f64> = (0..dims).map(value).collect();
+            let a = with_eigenvalues(&values, &mut rng);
+            let root = root(&a, dims).unwrap();
+            let restored = root.transpose() * &root;
+            let nonzero = (0..dims).filter(|i| root.row(*i).iter().any(|v| *v != 0.0)).count();
+            assert_eq!(nonzero, rank);
+            for (i, value) in a.iter().enumerate() {
+                let found = restored[(i / dims, i % dims)];
+                assert!((found - value).abs() < 1e-10, "{dims} {i}: {found} {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_small_is_not_lost_beside_what_is_large() {
+        // Of equal matrices the product's root is the matrix: its trace, to the last small value.
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        let small: Vec<f64> = (0..150).map(|_| rng.random_range(1e-9..2e-9)).collect();
+        let a = with_eigenvalues(&[&small[..], &[400.0]].concat(), &mut rng);
+        let found = trace_sqrt_product(&a, &a, 151).unwrap() - 400.0;
+        let wanted: f64 = small.iter().sum();
+        assert!((found / wanted - 1.0).abs() < 1e-4, "{found} for {wanted}");
+    }
 }

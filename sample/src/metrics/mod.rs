@@ -4,7 +4,6 @@
 //! [`Summary`]; [`evaluate`] turns two of them into an [`Evaluation`]. Features are rows of f32 in
 //! the images' order; statistics of them are kept in f64.
 
-mod eigen;
 mod evaluation;
 mod extractor;
 mod frechet;

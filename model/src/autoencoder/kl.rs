@@ -77,7 +77,7 @@ impl Encoder {
     fn new(scope: &Scope, config: &KlConfig) -> Result<Self> {
         let widths = &config.block_out_channels;
         let (first, last) = (widths[0], widths[widths.len() - 1]);
-        let halve = ConvGeometry { stride: 2, pad_before: 0, pad_after: 1 };
+        let halve = ConvGeometry { stride: 2, pad_before: [0, 0], pad_after: [1, 1] };
         let mut levels = Vec::with_capacity(widths.len());
         let mut width_in = first;
         let conv_in = Conv2d::same(&scope.at("conv_in"), [3, first], 3)?;

@@ -15,7 +15,7 @@ pub struct Conv2d {
 impl Conv2d {
     /// Stride 1, padding that keeps the size, with bias.
     pub fn same(scope: &Scope, channels: [usize; 2], kernel: usize) -> Result<Self> {
-        Self::new(scope, channels, kernel, ConvGeometry::same(kernel), true)
+        Self::new(scope, channels, kernel, ConvGeometry::same([kernel; 2]), true)
     }
 
     /// `channels` are input and output; parameters `weight` and, if `bias`, `bias`.

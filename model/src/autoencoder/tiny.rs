@@ -145,7 +145,7 @@ fn has_pool(tensors: &Tensors) -> bool {
 /// One entry of PyTorch's `Sequential`.
 enum Layer {
     Conv(Conv2d),
-    Block(Block),
+    Block(Box<Block>),
     Relu,
     Upsample,
 }
@@ -160,10 +160,10 @@ fn run(layers: &[Layer], x: Tensor) -> Result<Tensor> {
 }
 
 fn encoder_layers(scope: &Scope, channels: usize, pool: bool) -> Result<Vec<Layer>> {
-    let halve = ConvGeometry { stride: 2, pad_before: 1, pad_after: 1 };
+    let halve = ConvGeometry { stride: 2, pad_before: [1, 1], pad_after: [1, 1] };
     let mut layers = vec![
         Layer::Conv(Conv2d::same(&scope.at(0), [3, WIDTH], 3)?),
-        Layer::Block(Block::new(&scope.at(1), false)?),
+        Layer::Block(Box::new(Block::new(&scope.at(1), false)?)),
     ];
     for stage in 0..3 {
         let conv = Conv2d::new(&scope.at(layers.len()), [WIDTH, WIDTH], 3, halve, false)?;
@@ -181,11 +181,11 @@ fn decoder_layers(scope: &Scope, channels: usize, pool: bool) -> Result<Vec<Laye
     for stage in 0..3 {
         push_blocks(&mut layers, scope, 1, pool && stage == 0)?;
         layers.push(Layer::Upsample);
-        let same = ConvGeometry::same(3);
+        let same = ConvGeometry::same([3, 3]);
         let conv = Conv2d::new(&scope.at(layers.len() + 1), [WIDTH, WIDTH], 3, same, false)?;
         layers.push(Layer::Conv(conv));
     }
-    layers.push(Layer::Block(Block::new(&scope.at(layers.len() + 1), false)?));
+    layers.push(Layer::Block(Box::new(Block::new(&scope.at(layers.len() + 1), false)?)));
     layers.push(Layer::Conv(Conv2d::same(&scope.at(layers.len() + 1), [WIDTH, 3], 3)?));
     Ok(layers)
 }
@@ -193,7 +193,7 @@ fn decoder_layers(scope: &Scope, channels: usize, pool: bool) -> Result<Vec<Laye
 /// Three blocks, named by their place in `layers` plus `offset`.
 fn push_blocks(layers: &mut Vec<Layer>, scope: &Scope, offset: usize, pool: bool) -> Result<()> {
     for _ in 0..3 {
-        layers.push(Layer::Block(Block::new(&scope.at(layers.len() + offset), pool)?));
+        layers.push(Layer::Block(Box::new(Block::new(&scope.at(layers.len() + offset), pool)?)));
     }
     Ok(())
 }
@@ -234,7 +234,7 @@ struct Pool {
 impl Pool {
     fn new(scope: &Scope) -> Result<Self> {
         let point = |name: &str, channels| {
-            Conv2d::new(&scope.at(name), channels, 1, ConvGeometry::same(1), false)
+            Conv2d::new(&scope.at(name), channels, 1, ConvGeometry::same([1, 1]), false)
         };
         Ok(Self {
             expand: point("0", [WIDTH, POOL_WIDTH])?,

@@ -109,7 +109,7 @@ fn cases(seed: u64) -> Vec<Case> {
         ));
     }
     let image: &[usize] = &[2, 7, 9, 8];
-    let geometry = ConvGeometry::same(3);
+    let geometry = ConvGeometry::same([3, 3]);
     let f32_only = [
         case(
             "convolution",

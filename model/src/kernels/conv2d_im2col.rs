@@ -18,13 +18,13 @@ const GRAD_PIXELS: usize = 256;
 
 /// `y[p, o] = bias[o] + sum over (kh, kw, c) of patch[p, (kh, kw, c)] weight[(kh, kw, c), o]`.
 ///
-/// `x` is `[B, H, W, Cin]`, `weight` `(Cout, Cin, k, k)`, the result `[B, H', W', Cout]`; tiles of
+/// `x` is `[B, H, W, Cin]`, `weight` `(Cout, Cin, kh, kw)`, the result `[B, H', W', Cout]`; tiles of
 /// output pixels run in parallel.
 pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShape) -> Vec<f32> {
-    let depth = shape.kernel * shape.kernel * shape.channels_in;
+    let depth = shape.positions() * shape.channels_in;
     let columns = shape.channels_out;
     let tile_pixels = (TILE_ELEMENTS / depth).clamp(*TILE_PIXELS.start(), *TILE_PIXELS.end());
-    let weight = pack(weight, shape.channels_in, shape.kernel * shape.kernel);
+    let weight = pack(weight, shape.channels_in, shape.positions());
     let mut y = zeros(shape.pixels_out() * columns);
     y.par_chunks_mut(tile_pixels * columns).enumerate().for_each_init(
         Vec::new,
@@ -43,14 +43,15 @@ pub fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, shape: &ConvShap
     y
 }
 
-/// The gradient of the weight, `(Cout, Cin, k, k)`, from `x` and the gradient of `y`.
+/// The gradient of the weight, `(Cout, Cin, kh, kw)`, from `x` and the gradient of `y`.
 ///
 /// A task owns one kernel position and a block of input channels and sums over all pixels in
 /// order, so the result does not depend on the number of threads.
 pub fn grad_weight(x: &[f32], grad: &[f32], shape: &ConvShape) -> Vec<f32> {
-    let ConvShape { channels_in, channels_out, kernel, .. } = *shape;
+    let ConvShape { channels_in, channels_out, .. } = *shape;
+    let positions = shape.positions();
     let blocks = channels_in.div_ceil(GRAD_CHANNELS);
-    let parts: Vec<Vec<f32>> = (0..kernel * kernel * blocks)
+    let parts: Vec<Vec<f32>> = (0..positions * blocks)
         .into_par_iter()
         .map(|task| {
             let first = task % blocks * GRAD_CHANNELS;
@@ -58,12 +59,12 @@ pub fn grad_weight(x: &[f32], grad: &[f32], shape: &ConvShape) -> Vec<f32> {
             grad_weight_part(x, grad, shape, task / blocks, channels)
         })
         .collect();
-    let mut weight = vec![0f32; channels_out * channels_in * kernel * kernel];
+    let mut weight = vec![0f32; channels_out * channels_in * positions];
     for (task, part) in parts.iter().enumerate() {
         let (position, first) = (task / blocks, task % blocks * GRAD_CHANNELS);
         for (c, row) in part.chunks_exact(channels_out).enumerate() {
             for (o, value) in row.iter().enumerate() {
-                weight[(o * channels_in + first + c) * kernel * kernel + position] = *value;
+                weight[(o * channels_in + first + c) * positions + position] = *value;
             }
         }
     }
@@ -85,7 +86,7 @@ fn grad_weight_part(
         let pixels = grad.len() / columns;
         for (i, input) in inputs.chunks_exact_mut(depth).take(pixels).enumerate() {
             let pixel = Pixel::of(tile * GRAD_PIXELS + i, shape);
-            match pixel.input(position / shape.kernel, position % shape.kernel, shape) {
+            match pixel.input(position / shape.kernel[1], position % shape.kernel[1], shape) {
                 Some(at) => input.copy_from_slice(&x[at + channels.start..at + channels.end]),
                 None => input.fill(0.0),
             }
@@ -100,8 +101,8 @@ fn grad_weight_part(
 /// Fills `patches` `[pixels, (kh, kw, Cin)]` for the output pixels from `first` on.
 fn gather_patches(x: &[f32], shape: &ConvShape, first: usize, patches: &mut [f32]) {
     let channels = shape.channels_in;
-    let row = shape.kernel * channels;
-    for (i, patch) in patches.chunks_exact_mut(shape.kernel * row).enumerate() {
+    let row = shape.kernel[1] * channels;
+    for (i, patch) in patches.chunks_exact_mut(shape.kernel[0] * row).enumerate() {
         let pixel = Pixel::of(first + i, shape);
         for (kh, patch_row) in patch.chunks_exact_mut(row).enumerate() {
             if let Some(at) = pixel.input_row(kh, shape) {
@@ -129,8 +130,9 @@ impl Pixel {
     fn of(index: usize, shape: &ConvShape) -> Self {
         let (rest, column) = (index / shape.width_out, index % shape.width_out);
         let (image, row) = (rest / shape.height_out, rest % shape.height_out);
-        let start = |at: usize| (at * shape.stride) as isize - shape.pad_before as isize;
-        Self { image, top: start(row), left: start(column) }
+        let start = |at: usize, pad: usize| (at * shape.stride) as isize - pad as isize;
+        let [above, left] = shape.pad_before;
+        Self { image, top: start(row, above), left: start(column, left) }
     }
 
     /// Offset of the input pixel under kernel position `(kh, kw)`, unless that is padding.
@@ -143,7 +145,7 @@ impl Pixel {
 
     /// Offset of kernel row `kh` when the whole row lies inside the image.
     fn input_row(&self, kh: usize, shape: &ConvShape) -> Option<usize> {
-        self.input(kh, shape.kernel - 1, shape)?;
+        self.input(kh, shape.kernel[1] - 1, shape)?;
         self.input(kh, 0, shape)
     }
 }

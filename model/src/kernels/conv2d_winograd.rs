@@ -33,7 +33,7 @@ thread_local! {
 /// Whether this convolution is one that [`forward`] computes, and faster than patches would be.
 pub fn pays(shape: &ConvShape) -> bool {
     let tiles = shape.batch * tile_rows(shape) * tile_columns(shape);
-    shape.kernel == 3
+    shape.kernel == [3, 3]
         && shape.stride == 1
         && shape.channels_in.min(shape.channels_out) >= CHANNELS_MIN
         && tiles >= TILES_MIN
@@ -283,8 +283,9 @@ struct Window<'a> {
 impl<'a> Window<'a> {
     #[inline(always)]
     fn new(shape: &'a ConvShape, image: usize, row: usize, column: usize) -> Self {
-        let start = |tile: usize| (tile * TILE) as isize - shape.pad_before as isize;
-        Self { shape, image, top: start(row), left: start(column) }
+        let start = |tile: usize, pad: usize| (tile * TILE) as isize - pad as isize;
+        let [above, left] = shape.pad_before;
+        Self { shape, image, top: start(row, above), left: start(column, left) }
     }
 
     /// Offset of a pixel of the window; `None` outside the image, where it counts as zero.

@@ -10,16 +10,10 @@ const EPS: f64 = 1e-3;
 
 /// Convolution, batch norm and ReLU.
 pub(super) struct Conv {
-    /// (Cout, Cin, k, k), or (k Cin, Cout) where the window is a row or column.
+    /// (Cout, Cin, kh, kw).
     weight: Tensor,
     bias: Tensor,
-    window: Window,
-}
-
-enum Window {
-    Square(ConvGeometry),
-    Row(usize),
-    Column(usize),
+    geometry: ConvGeometry,
 }
 
 /// A step of a branch.
@@ -52,41 +46,15 @@ impl Conv {
         let scale = (bn("weight")? / (bn("running_var")? + EPS)?.sqrt()?)?;
         let bias = (bn("bias")? - (bn("running_mean")? * &scale)?)?.to_device(device)?;
         let weight = weight.broadcast_mul(&scale.reshape(((), 1, 1, 1))?)?;
-        let (channels, _, height, width) = weight.dims4()?;
-        let line = |length: usize| weight.permute((2, 3, 1, 0))?.reshape((length, channels));
-        let inputs = weight.elem_count() / channels;
-        let (weight, window) = match (height, width) {
-            (1, 1) => (weight, Window::Square(ConvGeometry::same(1))),
-            (1, width) => (line(inputs)?, Window::Row(width)),
-            (height, 1) => (line(inputs)?, Window::Column(height)),
-            (size, _) => {
-                let pad = if same { size / 2 } else { 0 };
-                let geometry = ConvGeometry { stride, pad_before: pad, pad_after: pad };
-                (weight, Window::Square(geometry))
-            }
-        };
-        Ok(Self { weight: weight.contiguous()?.to_device(device)?, bias, window })
+        let (_, _, height, width) = weight.dims4()?;
+        let pad = if same { ConvGeometry::same([height, width]).pad_before } else { [0, 0] };
+        let geometry = ConvGeometry { stride, pad_before: pad, pad_after: pad };
+        Ok(Self { weight: weight.contiguous()?.to_device(device)?, bias, geometry })
     }
 
     /// `x` and the result are (B, H, W, C).
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match self.window {
-            Window::Square(geometry) => conv2d(x, &self.weight, Some(&self.bias), geometry)?,
-            Window::Row(size) => self.line(x, 2, size)?,
-            Window::Column(size) => self.line(x, 1, size)?,
-        };
-        Ok(y.relu()?)
-    }
-
-    /// A window of `size` pixels along `axis`, as one product over shifted copies.
-    fn line(&self, x: &Tensor, axis: usize, size: usize) -> Result<Tensor> {
-        let (batch, height, width, _) = x.dims4()?;
-        let padded = x.pad_with_zeros(axis, size / 2, size / 2)?;
-        let shifted = (0..size).map(|i| padded.narrow(axis, i, x.dim(axis)?));
-        let patches = Tensor::cat(&shifted.collect::<candle_core::Result<Vec<_>>>()?, D::Minus1)?;
-        let rows = patches.reshape((batch * height * width, self.weight.dim(0)?))?;
-        let y = rows.matmul(&self.weight)?.broadcast_add(&self.bias)?;
-        Ok(y.reshape((batch, height, width, ()))?)
+        Ok(conv2d(x, &self.weight, Some(&self.bias), self.geometry)?.relu()?)
     }
 }
 

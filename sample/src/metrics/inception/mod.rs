@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor};
 use lapflow_ingest::RgbImage;
 use lapflow_model::weights::Weights;
 use layers::{Conv, Mixed, Op, shrink, tensor};
+use rayon::prelude::*;
 use std::path::Path;
 
 /// The network, without gradients.
@@ -35,6 +36,10 @@ pub struct InceptionFeatures {
 
 /// Index of Mixed_6d among the mixed blocks.
 const MIXED_6D: usize = 6;
+
+/// Images that a task takes through the network on the CPU: the pools use one thread, and what
+/// more images leave behind no longer fits the allocator's kept pages.
+const CPU_IMAGES: usize = 8;
 
 impl Inception {
     /// Features of [`InceptionFeatures::pool`].
@@ -98,7 +103,24 @@ impl Inception {
     /// When the images differ in size.
     pub fn features(&self, images: &[RgbImage]) -> Result<InceptionFeatures> {
         let device = self.classifier.device();
-        let mut x = resize::to_input(images, device)?; // (B, 299, 299, 3)
+        let x = resize::to_input(images, device)?; // (B, 299, 299, 3)
+        let size = if device.is_cpu() { CPU_IMAGES } else { images.len() };
+        let first: Vec<usize> = (0..images.len()).step_by(size).collect();
+        let parts: Vec<[Vec<f32>; 3]> = first
+            .into_par_iter()
+            .map(|first| self.forward(&x.narrow(0, first, size.min(images.len() - first))?))
+            .collect::<Result<_>>()?;
+        let side_by_side = |part: usize| parts.iter().flat_map(|all| &all[part]).copied().collect();
+        Ok(InceptionFeatures {
+            pool: side_by_side(0),
+            spatial: side_by_side(1),
+            logits: side_by_side(2),
+        })
+    }
+
+    /// Pool, spatial features and logits of `x` (B, 299, 299, 3).
+    fn forward(&self, x: &Tensor) -> Result<[Vec<f32>; 3]> {
+        let mut x = x.clone();
         for convs in &self.stem {
             x = convs.iter().try_fold(x, |x, conv| conv.forward(&x))?;
             x = shrink(&x)?; // (B, 73, 73, 64), then (B, 35, 35, 192)
@@ -114,11 +136,7 @@ impl Inception {
         let logits = pool.matmul(&self.classifier)?; // (B, 1008)
         let spatial = spatial.expect("Mixed_6d is one of the blocks");
         let values = |x: &Tensor| x.flatten_all()?.to_vec1();
-        Ok(InceptionFeatures {
-            pool: values(&pool)?,
-            spatial: values(&spatial)?,
-            logits: values(&logits)?,
-        })
+        Ok([values(&pool)?, values(&spatial)?, values(&logits)?])
     }
 }
 

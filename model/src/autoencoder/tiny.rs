@@ -161,10 +161,8 @@ fn run(layers: &[Layer], x: Tensor) -> Result<Tensor> {
 
 fn encoder_layers(scope: &Scope, channels: usize, pool: bool) -> Result<Vec<Layer>> {
     let halve = ConvGeometry { stride: 2, pad_before: [1, 1], pad_after: [1, 1] };
-    let mut layers = vec![
-        Layer::Conv(Conv2d::same(&scope.at(0), [3, WIDTH], 3)?),
-        Layer::Block(Box::new(Block::new(&scope.at(1), false)?)),
-    ];
+    let mut layers =
+        vec![Layer::Conv(Conv2d::same(&scope.at(0), [3, WIDTH], 3)?), block(&scope.at(1), false)?];
     for stage in 0..3 {
         let conv = Conv2d::new(&scope.at(layers.len()), [WIDTH, WIDTH], 3, halve, false)?;
         layers.push(Layer::Conv(conv));
@@ -185,15 +183,19 @@ fn decoder_layers(scope: &Scope, channels: usize, pool: bool) -> Result<Vec<Laye
         let conv = Conv2d::new(&scope.at(layers.len() + 1), [WIDTH, WIDTH], 3, same, false)?;
         layers.push(Layer::Conv(conv));
     }
-    layers.push(Layer::Block(Box::new(Block::new(&scope.at(layers.len() + 1), false)?)));
+    layers.push(block(&scope.at(layers.len() + 1), false)?);
     layers.push(Layer::Conv(Conv2d::same(&scope.at(layers.len() + 1), [WIDTH, 3], 3)?));
     Ok(layers)
+}
+
+fn block(scope: &Scope, pool: bool) -> Result<Layer> {
+    Ok(Layer::Block(Box::new(Block::new(scope, pool)?)))
 }
 
 /// Three blocks, named by their place in `layers` plus `offset`.
 fn push_blocks(layers: &mut Vec<Layer>, scope: &Scope, offset: usize, pool: bool) -> Result<()> {
     for _ in 0..3 {
-        layers.push(Layer::Block(Box::new(Block::new(&scope.at(layers.len() + offset), pool)?)));
+        layers.push(block(&scope.at(layers.len() + offset), pool)?);
     }
     Ok(())
 }

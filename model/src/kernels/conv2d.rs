@@ -329,7 +329,8 @@ mod tests {
                 pad_before: pad(&mut rng),
                 pad_after: pad(&mut rng),
             };
-            let [b, h, w] = [1..4, 7..20, 7..28].map(|range| rng.random_range(range));
+            let [b, h, w] = [1..4, kernel[0].max(5)..20, kernel[1].max(5)..28]
+                .map(|range| rng.random_range(range));
             let [c_in, c_out] = [1..70, 1..40].map(|range| rng.random_range(range));
             let x = random(&mut rng, &[b, h, w, c_in]);
             let weight = random(&mut rng, &[c_out, c_in, kernel[0], kernel[1]]);

@@ -28,7 +28,7 @@ fn root(a: &[f64], dims: usize) -> Result<Mat<f64>> {
     let a = MatRef::from_row_major_slice(a, dims, dims);
     let eigen = a.self_adjoint_eigen(Side::Lower).map_err(|_| undecomposed())?;
     let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
-    let rounding = values.iter().fold(0.0, |a: f64, b| a.max(*b)) * dims as f64 * f64::EPSILON;
+    let rounding = values.iter().copied().fold(0.0, f64::max) * dims as f64 * f64::EPSILON;
     let scale = |i: usize| if values[i] > rounding { values[i].sqrt() } else { 0.0 };
     Ok(Mat::from_fn(dims, dims, |i, j| scale(i) * eigen.U()[(j, i)]))
 }

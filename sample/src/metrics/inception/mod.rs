@@ -108,7 +108,7 @@ impl Inception {
         let first: Vec<usize> = (0..images.len()).step_by(size).collect();
         let parts: Vec<[Vec<f32>; 3]> = first
             .into_par_iter()
-            .map(|first| self.forward(&x.narrow(0, first, size.min(images.len() - first))?))
+            .map(|first| self.forward(x.narrow(0, first, size.min(images.len() - first))?))
             .collect::<Result<_>>()?;
         let side_by_side = |part: usize| parts.iter().flat_map(|all| &all[part]).copied().collect();
         Ok(InceptionFeatures {
@@ -119,8 +119,7 @@ impl Inception {
     }
 
     /// Pool, spatial features and logits of `x` (B, 299, 299, 3).
-    fn forward(&self, x: &Tensor) -> Result<[Vec<f32>; 3]> {
-        let mut x = x.clone();
+    fn forward(&self, mut x: Tensor) -> Result<[Vec<f32>; 3]> {
         for convs in &self.stem {
             x = convs.iter().try_fold(x, |x, conv| conv.forward(&x))?;
             x = shrink(&x)?; // (B, 73, 73, 64), then (B, 35, 35, 192)

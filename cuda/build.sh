@@ -13,4 +13,4 @@ cuda/stubs.sh "$scratch/lib"
 ln -sf "$CUDA_HOME/lib/libcudart_static.a" "$scratch/lib/libcudart.a"
 export LIBRARY_PATH=$scratch/lib
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-2}
-cargo build --release --locked --features cuda
+cargo build --release --locked --features "${LAPFLOW_FEATURES:-cuda,nccl}"

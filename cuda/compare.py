@@ -49,6 +49,8 @@ check("losses of 6 steps", losses(cpu), losses(other), 1e-5)
 theirs = tensors(other)
 for group, values in tensors(cpu).items():
     check(f"{group} after 6 steps, one resume", values, theirs[group], 1e-5)
+for group, values in tensors(other, "ranks").items():
+    check(f"{group} after 6 steps on two ranks, one resume", tensors(cpu)[group], values, 1e-5)
 check("losses of 6 steps in bf16, recomputed", losses(cpu, "bf16"), losses(other, "bf16"), 1e-2)
 check("model after them", tensors(cpu, "bf16")["model"], tensors(other, "bf16")["model"], 1e-2)
 check("samples, levels of 255", np.load(cpu / "samples.npz")["arr_0"], np.load(other / "samples.npz")["arr_0"], 1.5 / 255)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs every kernel on the emulated GPU in three orders of threads, with planted faults that must be
-# found; then encodes, trains, resumes and samples on it and on the CPU, and compares. Nothing here
+# found; then encodes, trains (one rank and two), resumes and samples on it and on the CPU, and compares. Nothing here
 # meets a GPU, but all calls of the CUDA path are made, and our kernels and Candle's compute.
 # Usage: cuda/emulated.sh [SCRATCH]          (needs cargo, g++ and uv)
 set -euo pipefail
@@ -9,7 +9,7 @@ scratch=$(mkdir -p "${1:-$here/../.scratch/cuda-emulated}" && cd "${1:-$here/../
 cd "$here/.."
 source cuda/stand-in.sh
 cuda/emulation/build.sh "$scratch"
-cargo build -q --release --locked --features cuda
+cargo build -q --release --locked --features cuda,nccl
 lapflow=${CARGO_TARGET_DIR:-target}/release/lapflow
 
 # Where there is no driver, the same binary runs on the CPU and says so of cuda:0.
@@ -55,6 +55,17 @@ for device in cpu cuda:0; do
   "$lapflow" train cuda/tiny.toml "${words[@]}" --set "train.folder=\"$run/bf16\"" \
     --set 'train.precision="bf16"' --set train.recompute=true 2>/dev/null
 done
+# Two ranks over the emulated NCCL, each with its share of the optimizer's state and a GPU of its own;
+# started as torchrun does.
+ranks() { # WORD..
+  for rank in 0 1; do
+    RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=2 "$lapflow" train cuda/tiny.toml "${words[@]:2}" \
+      --set "train.folder=\"$scratch/run-cuda/ranks\"" --set train.shard_optimizer=true "$@" 2>"$scratch/rank-$rank.log" &
+  done
+  wait -n && wait -n || { cat "$scratch"/rank-?.log; exit 1; }
+}
+ranks --set train.steps=3
+ranks --resume
 unset LD_LIBRARY_PATH
 if [ ! -x "$scratch/venv/bin/python" ]; then
   uv venv -q "$scratch/venv"

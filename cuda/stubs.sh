@@ -76,5 +76,7 @@ stub nvrtc nvrtc libnvrtc.so.13,libnvrtc.so.12 1
 stub curand curand libcurand.so.10 203
 stub cublas cublas libcublas.so.13,libcublas.so.12 1
 stub cublaslt cublasLt libcublasLt.so.13,libcublasLt.so.12 1
+stub nccl nccl libnccl.so.2 1
+stub cudnn cudnn libcudnn.so.9 1001
 # candle-kernels asks for the runtime, of which it calls nothing outside its quantized kernels.
 ar crs "$out/libcudart.a"

@@ -1,5 +1,6 @@
 //! `--device auto|cpu|cuda:N`.
 
+use crate::ranks::local_rank;
 use anyhow::{Result, anyhow, bail};
 use candle_core::Device;
 use candle_core::utils::cuda_is_available;
@@ -8,7 +9,8 @@ use std::str::FromStr;
 /// The device that tensors live on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU where this build and machine have one, else the CPU.
+    /// A GPU where this build and machine have one, else the CPU: the first, or for one of several
+    /// processes that a launcher started on a machine, the one of its number among them.
     #[default]
     Auto,
     /// The CPU.
@@ -35,7 +37,11 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+            Self::Auto => {
+                // Where a launcher shows each process its own GPU alone, that is the first.
+                let gpu = Device::new_cuda(local_rank()).or_else(|_| Device::new_cuda(0));
+                Ok(gpu.unwrap_or(Device::Cpu))
+            }
             Self::Cuda(number) if cuda_is_available() => Device::new_cuda(number)
                 .map_err(|error| anyhow!("cuda:{number}: {}", reason(&error.to_string()))),
             Self::Cuda(number) => bail!("cuda:{number}: this lapflow was built without CUDA"),

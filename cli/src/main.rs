@@ -7,6 +7,7 @@ mod demo;
 mod device;
 mod presets;
 mod progress;
+mod ranks;
 mod report;
 mod signals;
 

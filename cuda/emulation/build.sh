@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds a libcuda, libcublas and libcurand that run our kernels and Candle's on the host, from their
+# Builds a libcuda, libcublas, libcurand and libnccl that run our kernels and Candle's on the host, from their
 # source: for tests of the CUDA path on a machine without a GPU.
 # Usage: cuda/emulation/build.sh OUT [KERNELS]; then LD_LIBRARY_PATH=OUT lapflow --device cuda:0 ...
 # KERNELS is another folder for our kernels. What is in OUT and newer than its source stays.
@@ -50,3 +50,4 @@ library() {
 library driver libcuda.so.1 "$here/driver.cpp" "$objects"/*.kernel.o
 library cublas libcublas.so.13 "$here/cublas.cpp"
 library curand libcurand.so.10 "$here/curand.cpp"
+library nccl libnccl.so.2 "$here/nccl.cpp"

@@ -12,6 +12,9 @@ use std::path::PathBuf;
 pub struct TrainConfig {
     /// The run folder.
     pub folder: PathBuf,
+    /// Whether each of several ranks holds its share alone of moments and averages (ZeRO-1): the same
+    /// training, in less memory a rank, with one more exchange of the weights a step.
+    pub shard_optimizer: bool,
     /// Optimizer steps in all.
     pub steps: u64,
     /// Samples a step.
@@ -100,6 +103,7 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             folder: "runs/lapflow".into(),
+            shard_optimizer: false,
             steps: 100_000,
             batch: 256,
             accumulate: 1,

@@ -39,8 +39,12 @@ mod loss;
 mod metrics;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod optimizer;
 mod ranks;
+#[cfg(any(feature = "nccl", test))]
+mod rendezvous;
 mod run;
 pub mod synthetic;
 mod tensorboard;
@@ -54,6 +58,8 @@ pub use loss::{GroupLoss, Loss, Samples, StageGroup};
 pub use metrics::Line;
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 pub use optimizer::Optimizer;
 pub use ranks::{Alone, Communicator};
 pub use run::{Draw, Outcome, Session, run, run_session};

@@ -2,13 +2,14 @@
 
 use crate::error::{Result, TrainError};
 use crate::ranks::Communicator;
+use candle_core::{DType, Tensor, WithDType};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::environment::Universe;
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 use mpi::traits::{Equivalence, Root as _};
 
-/// All processes of the job. MPI ends with it.
+/// All processes of the job. MPI ends with it. Tensors travel through the host's memory.
 pub struct Mpi {
     world: SimpleCommunicator,
     _universe: Universe,
@@ -26,16 +27,29 @@ impl Mpi {
     }
 
     /// At the first rank, and from there to all, so that no rank's rounding is its own.
-    fn total<T: Equivalence + Copy + Default>(&self, values: &mut [T]) {
+    fn total<T: Equivalence + WithDType + Default>(&self, values: &Tensor) -> Result<Tensor> {
+        let mut numbers = values.flatten_all()?.to_vec1::<T>()?;
         let root = self.world.process_at_rank(0);
         if self.rank() == 0 {
-            let mut sums = vec![T::default(); values.len()];
-            root.reduce_into_root(&*values, &mut sums[..], SystemOperation::sum());
-            values.copy_from_slice(&sums);
+            let mut sums = vec![T::default(); numbers.len()];
+            root.reduce_into_root(&numbers[..], &mut sums[..], SystemOperation::sum());
+            numbers = sums;
         } else {
-            root.reduce_into(&*values, SystemOperation::sum());
+            root.reduce_into(&numbers[..], SystemOperation::sum());
         }
-        root.broadcast_into(values);
+        root.broadcast_into(&mut numbers[..]);
+        Ok(Tensor::from_vec(numbers, values.shape(), values.device())?)
+    }
+
+    fn values_of<T: Equivalence + WithDType>(
+        &self,
+        values: &Tensor,
+        root: usize,
+    ) -> Result<Tensor> {
+        let mut numbers = values.flatten_all()?.to_vec1::<T>()?;
+        let root = i32::try_from(root).map_err(candle_core::Error::wrap)?;
+        self.world.process_at_rank(root).broadcast_into(&mut numbers[..]);
+        Ok(Tensor::from_vec(numbers, values.shape(), values.device())?)
     }
 }
 
@@ -48,14 +62,18 @@ impl Communicator for Mpi {
         usize::try_from(self.world.size()).unwrap_or(1)
     }
 
-    fn sum(&self, values: &mut [f32]) -> Result<()> {
-        self.total(values);
-        Ok(())
+    fn sum(&self, values: &Tensor) -> Result<Tensor> {
+        match values.dtype() {
+            DType::F64 => self.total::<f64>(values),
+            _ => self.total::<f32>(values),
+        }
     }
 
-    fn sum_f64(&self, values: &mut [f64]) -> Result<()> {
-        self.total(values);
-        Ok(())
+    fn broadcast(&self, values: &Tensor, root: usize) -> Result<Tensor> {
+        match values.dtype() {
+            DType::F64 => self.values_of::<f64>(values, root),
+            _ => self.values_of::<f32>(values, root),
+        }
     }
 
     fn abort(&self) -> ! {

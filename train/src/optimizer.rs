@@ -3,14 +3,19 @@
 use crate::adamw::{CHUNK, Rates, State, span};
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
+use crate::ranks::{Communicator, share_params, shares};
 use candle_core::{CpuStorage, Device, Shape, Storage, Tensor};
 use lapflow_model::Params;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Moments and moving averages of every parameter, in the parameters' order.
 pub struct Optimizer {
-    slots: Vec<Slot>,
+    /// Those that this rank holds: all, unless [`Optimizer::shard`] gave others to other ranks.
+    slots: Vec<Option<Slot>>,
+    /// What each rank holds, where the state is shared out.
+    shares: Vec<Range<usize>>,
     /// Names of the averages' groups in a checkpoint.
     averages: Vec<String>,
 }
@@ -33,14 +38,35 @@ impl Optimizer {
                 let averages = config.averages().len();
                 if !var.device().is_cpu() {
                     let copy = || var.as_tensor().copy();
-                    return Ok(Slot::Device(State::new(averages, || var.zeros_like(), copy)?));
+                    let state = State::new(averages, || var.zeros_like(), copy)?;
+                    return Ok(Some(Slot::Device(state)));
                 }
                 let values = var.flatten_all()?.to_vec1::<f32>()?;
                 let zeros = || Ok(vec![0f32; values.len()]);
-                Ok(Slot::Cpu(State::new(averages, zeros, || Ok(values.clone()))?))
+                Ok(Some(Slot::Cpu(State::new(averages, zeros, || Ok(values.clone()))?)))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { slots, averages: config.average_groups() })
+        Ok(Self { slots, shares: Vec::new(), averages: config.average_groups() })
+    }
+
+    /// Keeps this rank's share of the state, a part of the parameters, and drops the rest (the first
+    /// stage of ZeRO, Rajbhandari et al. 2020). From then on a step moves this rank's parameters,
+    /// and [`Optimizer::share`] gives them to the others.
+    pub fn shard(&mut self, params: &Params, ranks: &dyn Communicator) {
+        if ranks.size() > 1 {
+            self.shares = shares(params, ranks.size());
+            let own = self.shares[ranks.rank()].clone();
+            let others = self.slots.iter_mut().enumerate().filter(|(i, _)| !own.contains(i));
+            others.for_each(|(_, slot)| *slot = None);
+        }
+    }
+
+    /// Gives every rank what the others have moved. Nothing to do where the state is whole.
+    ///
+    /// # Errors
+    /// When another rank is gone.
+    pub fn share(&self, params: &Params, ranks: &dyn Communicator) -> Result<()> {
+        share_params(ranks, params, &self.shares)
     }
 
     /// Applies `grads` (one a parameter, absent for zero) scaled by `grad_scale` at the learning
@@ -60,24 +86,45 @@ impl Optimizer {
         let rates = Rates::new(config, step, updates, grad_scale);
         for ((slot, (_, var)), grad) in self.slots.iter_mut().zip(params.iter()).zip(grads) {
             match slot {
-                Slot::Cpu(state) => state.update(var, grad.as_ref(), &rates)?,
-                Slot::Device(state) => state.update(var, grad.as_ref(), &rates)?,
+                Some(Slot::Cpu(state)) => state.update(var, grad.as_ref(), &rates)?,
+                Some(Slot::Device(state)) => state.update(var, grad.as_ref(), &rates)?,
+                None => {}
             }
         }
         Ok(())
     }
 
-    /// State as named tensors, `adam.m.*`, `adam.v.*`, `ema.*` and `ema@DECAY.*`.
+    /// State as named tensors, `adam.m.*`, `adam.v.*`, `ema.*` and `ema@DECAY.*`, of the groups that
+    /// begin with `prefix`, on the CPU. All ranks must ask for them; the first gets all, the others none.
     ///
     /// # Errors
-    /// When a tensor cannot be made.
-    pub fn tensors(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+    /// When a tensor cannot be made, or another rank is gone.
+    pub fn tensors(
+        &self,
+        params: &Params,
+        ranks: &dyn Communicator,
+        prefix: &str,
+    ) -> Result<Vec<(String, Tensor)>> {
+        let (first, whole) = (ranks.rank() == 0, self.shares.is_empty());
+        if whole && !first {
+            return Ok(Vec::new());
+        }
+        let groups = ["adam.m", "adam.v"].into_iter();
+        let groups: Vec<_> = groups.chain(self.averages.iter().map(String::as_str)).collect();
         let mut tensors = Vec::new();
-        for (slot, (name, var)) in self.slots.iter().zip(params.iter()) {
-            let groups = ["adam.m", "adam.v"].into_iter();
-            let groups = groups.chain(self.averages.iter().map(String::as_str));
-            for (group, tensor) in groups.zip(slot.tensors(var.shape())?) {
-                tensors.push((format!("{group}.{name}"), tensor));
+        for (i, (slot, (name, var))) in self.slots.iter().zip(params.iter()).enumerate() {
+            for (place, group) in groups.iter().enumerate().filter(|(_, g)| g.starts_with(prefix)) {
+                let mut tensor = match slot {
+                    Some(slot) => slot.tensor(place, var.shape())?,
+                    // Of the right shape, which is all that a receiver needs.
+                    None => var.as_tensor().detach(),
+                };
+                if let Some(owner) = self.shares.iter().position(|share| share.contains(&i)) {
+                    tensor = ranks.broadcast(&tensor, owner)?;
+                }
+                if first {
+                    tensors.push((format!("{group}.{name}"), tensor.to_device(&Device::Cpu)?));
+                }
             }
         }
         Ok(tensors)
@@ -101,6 +148,7 @@ impl Optimizer {
                     TrainError::Config(format!("no optimizer state for `{name}` in the checkpoint"))
                 })
             };
+            let Some(slot) = slot else { continue };
             let groups = [&first, &second].into_iter().chain(&averages);
             slot.fill(groups.map(find).collect::<Result<Vec<_>>>()?)?;
         }
@@ -109,19 +157,19 @@ impl Optimizer {
 }
 
 impl Slot {
-    /// Both moments, then the averages, on the CPU.
-    fn tensors(&self, shape: &Shape) -> Result<Vec<Tensor>> {
-        let tensors = match self {
+    /// One of both moments and then the averages, where it is.
+    fn tensor(&self, place: usize, shape: &Shape) -> Result<Tensor> {
+        let tensor = match self {
             Self::Cpu(state) => {
-                let tensor = |values: &Vec<f32>| Tensor::from_slice(values, shape, &Device::Cpu);
-                state.all().map(tensor).collect::<candle_core::Result<_>>()
+                let values = state.all().nth(place);
+                values.map(|values| Tensor::from_slice(values, shape, &Device::Cpu)).transpose()?
             }
-            Self::Device(state) => state.all().map(|t| t.to_device(&Device::Cpu)).collect(),
+            Self::Device(state) => state.all().nth(place).cloned(),
         };
-        Ok(tensors?)
+        tensor.ok_or_else(|| TrainError::Config(format!("no optimizer state {place}")))
     }
 
-    /// Takes what [`Slot::tensors`] gave.
+    /// Takes both moments, then the averages.
     fn fill(&mut self, tensors: Vec<Tensor>) -> Result<()> {
         match self {
             Self::Cpu(state) => {

@@ -1,13 +1,15 @@
-//! The processes that train together, each on its share of a batch, and what they sum.
+//! The processes that train together, each on its share of a batch, and what they tell each other.
 
 use crate::error::Result;
 use candle_core::{Device, Tensor};
 use lapflow_model::Params;
+use std::ops::Range;
 
-/// Values that are summed over the ranks at a time: 16 MiB of f32.
+/// Values that travel at a time: 16 MiB of f32.
 const BUCKET: usize = 1 << 22;
 
-/// What ranks need of each other. All of them must call the same functions in the same order.
+/// What ranks need of each other. All of them must call the same functions in the same order, with
+/// tensors of the same shape, f32 or f64.
 pub trait Communicator {
     /// This process among [`Communicator::size`].
     fn rank(&self) -> usize;
@@ -15,17 +17,17 @@ pub trait Communicator {
     /// Processes that train together.
     fn size(&self) -> usize;
 
-    /// Replaces `values` by their sums over all ranks, bit for bit the same on each.
+    /// The sum of all ranks' `values`, bit for bit the same on each.
     ///
     /// # Errors
     /// When another rank is gone.
-    fn sum(&self, values: &mut [f32]) -> Result<()>;
+    fn sum(&self, values: &Tensor) -> Result<Tensor>;
 
-    /// [`Communicator::sum`] of few values in f64.
+    /// The `values` of rank `root`; those of the others are not looked at.
     ///
     /// # Errors
     /// When another rank is gone.
-    fn sum_f64(&self, values: &mut [f64]) -> Result<()>;
+    fn broadcast(&self, values: &Tensor, root: usize) -> Result<Tensor>;
 
     /// Ends the processes of all ranks, after an error in this one.
     fn abort(&self) -> !;
@@ -43,12 +45,12 @@ impl Communicator for Alone {
         1
     }
 
-    fn sum(&self, _values: &mut [f32]) -> Result<()> {
-        Ok(())
+    fn sum(&self, values: &Tensor) -> Result<Tensor> {
+        Ok(values.clone())
     }
 
-    fn sum_f64(&self, _values: &mut [f64]) -> Result<()> {
-        Ok(())
+    fn broadcast(&self, values: &Tensor, _root: usize) -> Result<Tensor> {
+        Ok(values.clone())
     }
 
     fn abort(&self) -> ! {
@@ -56,10 +58,16 @@ impl Communicator for Alone {
     }
 }
 
+/// [`Communicator::sum`] of a few numbers.
+pub(crate) fn sum_numbers(ranks: &dyn Communicator, numbers: &[f64]) -> Result<Vec<f64>> {
+    if ranks.size() == 1 {
+        return Ok(numbers.to_vec());
+    }
+    let numbers = Tensor::from_slice(numbers, numbers.len(), &Device::Cpu)?;
+    Ok(ranks.sum(&numbers)?.to_vec1()?)
+}
+
 /// Sums the gradients of all ranks in buckets; one that is absent here counts as zero.
-///
-/// # Errors
-/// When another rank is gone.
 pub(crate) fn sum_gradients(
     ranks: &dyn Communicator,
     params: &Params,
@@ -70,25 +78,74 @@ pub(crate) fn sum_gradients(
     }
     let sizes: Vec<usize> = params.iter().map(|(_, var)| var.elem_count()).collect();
     let vars: Vec<_> = params.iter().map(|(_, var)| var).collect();
-    let mut first = 0;
-    while first < grads.len() {
-        let (mut last, mut bucket) = (first, Vec::with_capacity(BUCKET.max(sizes[first])));
-        while last < grads.len() && (last == first || bucket.len() + sizes[last] <= BUCKET) {
-            match &grads[last] {
-                Some(grad) => bucket.extend(grad.flatten_all()?.to_vec1::<f32>()?),
-                None => bucket.resize(bucket.len() + sizes[last], 0.0),
-            }
-            last += 1;
+    for bucket in buckets(&sizes, 0..sizes.len()) {
+        let parts = bucket.clone().map(|i| match &grads[i] {
+            Some(grad) => grad.flatten_all(),
+            None => vars[i].zeros_like()?.flatten_all(),
+        });
+        let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
+        let sums = ranks.sum(&Tensor::cat(&parts, 0)?)?;
+        let mut start = 0;
+        for i in bucket {
+            grads[i] = Some(sums.narrow(0, start, sizes[i])?.reshape(vars[i].shape())?);
+            start += sizes[i];
         }
-        ranks.sum(&mut bucket)?;
-        let mut rest = bucket.as_slice();
-        for i in first..last {
-            let (values, others) = rest.split_at(sizes[i]);
-            let grad = Tensor::from_slice(values, vars[i].shape(), &Device::Cpu)?;
-            grads[i] = Some(grad.to_device(vars[i].device())?);
-            rest = others;
-        }
-        first = last;
     }
     Ok(())
+}
+
+/// Which parameters each rank holds the optimizer's state of: neighbours, about as many values a rank.
+pub(crate) fn shares(params: &Params, ranks: usize) -> Vec<Range<usize>> {
+    let sizes: Vec<usize> = params.iter().map(|(_, var)| var.elem_count()).collect();
+    let total: usize = sizes.iter().sum();
+    let (mut last, mut before) = (0, 0);
+    let share = |rank: usize| {
+        let first = last;
+        // Up to where the middle of a parameter lies beyond this rank's part of the values.
+        while last < sizes.len() && (before + sizes[last] / 2) * ranks < (rank + 1) * total {
+            before += sizes[last];
+            last += 1;
+        }
+        first..last
+    };
+    (0..ranks).map(share).collect()
+}
+
+/// Gives every rank the parameters that each has moved.
+pub(crate) fn share_params(
+    ranks: &dyn Communicator,
+    params: &Params,
+    shares: &[Range<usize>],
+) -> Result<()> {
+    let sizes: Vec<usize> = params.iter().map(|(_, var)| var.elem_count()).collect();
+    let vars: Vec<_> = params.iter().map(|(_, var)| var).collect();
+    for (root, share) in shares.iter().enumerate() {
+        for bucket in buckets(&sizes, share.clone()) {
+            let parts = bucket.clone().map(|i| vars[i].as_tensor().detach().flatten_all());
+            let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
+            let values = ranks.broadcast(&Tensor::cat(&parts, 0)?, root)?;
+            let mut start = 0;
+            for i in bucket.filter(|_| root != ranks.rank()) {
+                vars[i].set(&values.narrow(0, start, sizes[i])?.reshape(vars[i].shape())?)?;
+                start += sizes[i];
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `range` in parts of at most [`BUCKET`] values, or of one parameter that has more.
+fn buckets(sizes: &[usize], range: Range<usize>) -> Vec<Range<usize>> {
+    let mut buckets = Vec::new();
+    let mut first = range.start;
+    while first < range.end {
+        let (mut last, mut values) = (first + 1, sizes[first]);
+        while last < range.end && values + sizes[last] <= BUCKET {
+            values += sizes[last];
+            last += 1;
+        }
+        buckets.push(first..last);
+        first = last;
+    }
+    buckets
 }

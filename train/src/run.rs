@@ -6,8 +6,10 @@ use crate::error::{Result, TrainError};
 use crate::feed::Feed;
 use crate::folder::{MetricsFile, RunFolder};
 use crate::metrics::{Line, Window};
+use crate::ranks::sum_numbers;
 use crate::tensorboard::{EventFile, Picture};
 use crate::trainer::Trainer;
+use lapflow_model::checkpoint::Checkpoint;
 use lapflow_model::kernels::matrix_rate;
 use lapflow_store::Dataset;
 use std::fs;
@@ -30,8 +32,8 @@ pub struct Outcome {
     pub images: u64,
 }
 
-/// Draws a grid of samples from a trainer's averaged weights.
-pub type Draw<'a> = dyn FnMut(&Trainer) -> Result<Picture> + 'a;
+/// Draws a grid of samples from a snapshot's averaged weights.
+pub type Draw<'a> = dyn FnMut(&Checkpoint) -> Result<Picture> + 'a;
 
 /// What a run reads, and what it does beside training.
 #[derive(Default)]
@@ -92,14 +94,17 @@ pub fn run_session(
         images += report.images as u64;
         window.add(&report, report.images, start.elapsed().as_secs_f64(), wait);
         let (step, last) = (report.step + 1, report.step + 1 == config.steps);
-        if let Some(log) = &mut log {
-            if step.is_multiple_of(config.log_every) || last {
-                progress(&log.line(&window, step)?);
-                window = Window::default();
-            }
-            let due = config.sample_every > 0 && (step.is_multiple_of(config.sample_every) || last);
-            if let Some(draw) = session.draw.as_mut().filter(|_| due) {
-                log.picture(step, &draw(trainer)?)?;
+        let line_due = step.is_multiple_of(config.log_every) || last;
+        if let Some(log) = log.as_mut().filter(|_| line_due) {
+            progress(&log.line(&window, step)?);
+            window = Window::default();
+        }
+        let grid_due =
+            config.sample_every > 0 && (step.is_multiple_of(config.sample_every) || last);
+        if let Some(draw) = session.draw.as_mut().filter(|_| grid_due) {
+            let snapshot = trainer.snapshot()?;
+            if let Some((log, snapshot)) = log.as_mut().zip(snapshot) {
+                log.picture(step, &draw(&snapshot)?)?;
             }
         }
         // A step that was skipped may be followed by a halt: the state before it is the good one.
@@ -116,8 +121,8 @@ pub fn run_session(
 
 /// Whether any rank was asked to stop: they end at the same step.
 fn stopped(trainer: &Trainer, stop: &AtomicBool) -> Result<bool> {
-    let mut asked = [f64::from(u8::from(stop.load(Ordering::Relaxed)))];
-    trainer.ranks().sum_f64(&mut asked)?;
+    let asked = [f64::from(u8::from(stop.load(Ordering::Relaxed)))];
+    let asked = sum_numbers(trainer.ranks(), &asked)?;
     Ok(asked[0] > 0.0)
 }
 
@@ -130,10 +135,10 @@ fn save(
 ) -> Result<PathBuf> {
     let best = ends_interval && trainer.end_interval();
     let path = folder.checkpoint(trainer.state().step);
+    trainer.save(&path)?;
     if trainer.ranks().rank() > 0 {
         return Ok(path);
     }
-    trainer.save(&path)?;
     if best && config.checkpoint_best {
         folder.mark_best(&path)?;
     }

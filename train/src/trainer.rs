@@ -5,7 +5,7 @@ use crate::data::{geometry, normalization, samples};
 use crate::error::{Result, TrainError};
 use crate::loss::{Loss, StageGroup};
 use crate::optimizer::{Optimizer, square_sum};
-use crate::ranks::{Alone, Communicator, sum_gradients};
+use crate::ranks::{Alone, Communicator, sum_gradients, sum_numbers};
 use candle_core::{DType, Device, Tensor};
 use lapflow_model::checkpoint::{Card, Checkpoint, VERSION};
 use lapflow_model::flow::{Flow, FlowConfig};
@@ -171,10 +171,15 @@ impl Trainer {
         Ok(Self { recipe, card, flow, net, params, optimizer, device, stage_macs, state, ranks })
     }
 
-    /// The same trainer as one of several ranks, each of which gets its share of every batch.
+    /// The same trainer as one of several ranks, each of which gets its share of every batch and,
+    /// where `train.shard_optimizer` says so, holds its share of the optimizer's state.
     #[must_use]
     pub fn among(self, ranks: Rc<dyn Communicator>) -> Self {
-        Self { ranks, ..self }
+        let mut trainer = Self { ranks, ..self };
+        if trainer.recipe.train.shard_optimizer {
+            trainer.optimizer.shard(&trainer.params, trainer.ranks.as_ref());
+        }
+        trainer
     }
 
     /// The processes that train together.
@@ -226,6 +231,7 @@ impl Trainer {
             let scale = if clip > 0.0 && grad_norm > clip { clip / grad_norm } else { 1.0 };
             let updates = step - self.state.skipped;
             self.optimizer.step(&self.params, &grads, config, step, updates, scale)?;
+            self.optimizer.share(&self.params, self.ranks.as_ref())?;
         }
         let levels = levels.into_iter().map(|(k, (sum, count))| (k, sum / count as f64)).collect();
         let skipped = not_finite.is_some();
@@ -292,7 +298,7 @@ impl Trainer {
             (flat[place], flat[place + 1]) = (*sum, *samples as f64);
         }
         flat.extend([sums.loss, sums.macs]);
-        self.ranks.sum_f64(&mut flat)?;
+        let flat = sum_numbers(self.ranks.as_ref(), &flat)?;
         (sums.loss, sums.macs) = (flat[flat.len() - 2], flat[flat.len() - 1]);
         sums.levels = flat[..2 * count * count]
             .chunks_exact(2)
@@ -360,26 +366,34 @@ impl Trainer {
         better
     }
 
-    /// The weights and their main average, as a checkpoint to sample from.
+    /// The weights and their averages, as a checkpoint to sample from. All ranks must ask for it;
+    /// the first gets it.
     ///
     /// # Errors
     /// When a tensor cannot be made.
-    pub fn snapshot(&self) -> Result<Checkpoint> {
+    pub fn snapshot(&self) -> Result<Option<Checkpoint>> {
         let weights = self
             .params
             .iter()
             .map(|(name, var)| (format!("model.{name}"), var.as_tensor().detach()));
-        let averages = self.optimizer.tensors(&self.params)?.into_iter();
-        let averages = averages.filter(|(name, _)| name.starts_with("ema"));
+        let averages = self.optimizer.tensors(&self.params, self.ranks.as_ref(), "ema")?;
+        if self.ranks.rank() > 0 {
+            return Ok(None);
+        }
         let card = Card { step: self.state.step, ..self.card.clone() };
-        Ok(Checkpoint::in_memory(card, weights.chain(averages).collect()))
+        Ok(Some(Checkpoint::in_memory(card, weights.chain(averages).collect())))
     }
 
-    /// Writes weights, averages, optimizer and state to `path`, atomically.
+    /// Writes weights, averages, optimizer and state to `path`, atomically. All ranks must call it;
+    /// the first writes.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, path: &FilePath) -> Result<()> {
+        let optimizer = self.optimizer.tensors(&self.params, self.ranks.as_ref(), "")?;
+        if self.ranks.rank() > 0 {
+            return Ok(());
+        }
         let card = Card { step: self.state.step, ..self.card.clone() };
         let state = serde_json::to_value(&self.state)
             .map_err(|e| TrainError::Config(format!("training state: {e}")))?;
@@ -388,7 +402,7 @@ impl Trainer {
             .iter()
             .map(|(name, var)| (format!("model.{name}"), var.as_tensor().clone()))
             .collect();
-        tensors.extend(self.optimizer.tensors(&self.params)?);
+        tensors.extend(optimizer);
         Ok(Checkpoint::write(path, &card, Some(&state), &tensors)?)
     }
 }

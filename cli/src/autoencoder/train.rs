@@ -14,7 +14,7 @@ use lapflow_model::autoencoder::{
 };
 use lapflow_model::weights::Weights;
 use lapflow_model::{Params, on_pool};
-use lapflow_train::{Optimizer, TrainConfig};
+use lapflow_train::{Alone, Optimizer, TrainConfig};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -177,7 +177,7 @@ impl Run {
 
     /// Writes the state, and the averaged weights in f16 with the scale that normalises them.
     fn save(&self, recipe: &Recipe, images: &Images) -> Result<()> {
-        let optimizer = self.optimizer.tensors(&self.params)?;
+        let optimizer = self.optimizer.tensors(&self.params, &Alone, "")?;
         let average = optimizer.iter().filter_map(|(name, tensor)| {
             let name = name.strip_prefix("ema.")?;
             Some(tensor.to_dtype(DType::F16).map(|tensor| (name.to_owned(), tensor)))

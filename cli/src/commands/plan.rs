@@ -71,9 +71,11 @@ pub fn print(config: &Config, classes: usize, context: &Context) -> Result<()> {
         println!("{summary}");
         return Ok(());
     }
+    let Geometry { channels, height, width, levels, classes } = plan.geometry;
+    let latents = format!("{height}x{width}x{channels} in {levels} levels, {classes} classes");
     match plan.samples {
-        Some(samples) => println!("dataset     {samples} samples, {:?}", plan.geometry),
-        None => println!("dataset     not there yet, taken as {:?}", plan.geometry),
+        Some(samples) => println!("dataset     {samples} samples of {latents}"),
+        None => println!("dataset     not there yet, taken as {latents}"),
     }
     println!("method      {:?}, {} levels", config.flow.method, plan.geometry.levels);
     println!("parameters  {:.2} M", cost.parameters as f64 / 1e6);
@@ -84,6 +86,11 @@ pub fn print(config: &Config, classes: usize, context: &Context) -> Result<()> {
     }
     println!("mean        {:.3} GMACs an evaluation", cost.mean_macs / 1e9);
     println!("state       {:.1} MB of weights, gradients and optimizer", mega(plan.state_bytes));
+    if config.train.shard_optimizer {
+        let each = mega(cost.parameters * 8);
+        let shared = mega(plan.state_bytes) - each;
+        println!("            on several ranks {each:.1} MB each and {shared:.1} MB shared out");
+    }
     println!("activations {:.1} MB in the largest stage, about", mega(plan.activation_bytes));
     match epochs {
         Some(epochs) => println!("training    {steps} steps, {epochs:.1} epochs"),

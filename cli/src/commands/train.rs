@@ -1,18 +1,19 @@
 //! `lapflow train`: a flow from a dataset, resumable at any step.
 
-use super::{Context, environment, plan};
+use super::{Context, plan};
 use crate::config::{Config, ConfigArgs};
 use crate::progress::Progress;
+use crate::ranks::join;
 use crate::report::grid::{encode_png, grid};
 use crate::report::pictures::drawn;
 use anyhow::{Result, bail};
 use candle_core::Device;
 use lapflow_model::autoencoder::Autoencoder;
+use lapflow_model::checkpoint::Checkpoint;
 use lapflow_sample::{Generator, Request};
 use lapflow_store::Dataset;
 use lapflow_train::{
-    Alone, Communicator, Outcome, Picture, Recipe, RunFolder, Session, TrainError, Trainer,
-    run_session,
+    Communicator, Outcome, Picture, Recipe, RunFolder, Session, TrainError, Trainer, run_session,
 };
 use serde_json::json;
 use std::rc::Rc;
@@ -50,7 +51,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.dry_run {
         return plan::print(&config, args.classes, context);
     }
-    let ranks = join()?;
+    let ranks = join(&config, &context.device)?;
     let outcome = match train(&config, args.resume, args.follow, context, ranks.clone()) {
         Err(error) if ranks.size() > 1 => {
             eprintln!("lapflow: rank {} of {}: {error:#}", ranks.rank(), ranks.size());
@@ -122,8 +123,8 @@ pub fn train(
     let start = trainer.state().step;
     // The first of several ranks speaks for all.
     let mut progress = first.then(|| Progress::new("train", "steps", start, config.train.steps));
-    let draw = Box::new(|trainer: &Trainer| {
-        draw(trainer, &mut autoencoder, config, context)
+    let draw = Box::new(|snapshot: &Checkpoint| {
+        draw(snapshot, &mut autoencoder, config, context)
             .map_err(|e| TrainError::Samples(format!("{e:#}")))
     });
     let session = Session { others, follow, draw: Some(draw) };
@@ -172,38 +173,10 @@ fn autoencoder_of(
     Ok(draws.then(|| Arc::new(autoencoder)))
 }
 
-/// The ranks that this process was started with.
-fn join() -> Result<Rc<dyn Communicator>> {
-    let size = |name| environment(name).and_then(|text| text.parse::<usize>().ok());
-    let started = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]
-        .into_iter()
-        .find_map(|name| size(name).filter(|&size| size > 1).map(|size| (name, size)));
-    match started {
-        None => Ok(Rc::new(Alone)),
-        #[cfg(feature = "mpi")]
-        Some((name, size)) => {
-            let mpi = lapflow_train::Mpi::join()?;
-            if mpi.size() != size {
-                bail!(
-                    "{size} processes were started together ({name}), but MPI sees {}: each would \
-                     train by itself into the same folder; srun wants --mpi=pmix",
-                    mpi.size()
-                )
-            }
-            Ok(Rc::new(mpi))
-        }
-        #[cfg(not(feature = "mpi"))]
-        Some((name, size)) => bail!(
-            "{size} processes were started together ({name}) and this lapflow was built without \
-             MPI: each would train by itself into the same folder"
-        ),
-    }
-}
-
 /// A grid of samples with the weights that sampling would take, always from the same noise; the
 /// classes come in turn. The autoencoder is opened for the first grid and serves all.
 fn draw(
-    trainer: &Trainer,
+    snapshot: &Checkpoint,
     opened: &mut Option<Arc<Autoencoder>>,
     config: &Config,
     context: &Context,
@@ -213,9 +186,9 @@ fn draw(
         Some(autoencoder) => autoencoder,
         None => opened.insert(Arc::new(Autoencoder::open(&config.autoencoder, device)?)),
     };
-    let (snapshot, autoencoder) = (trainer.snapshot()?, Arc::clone(autoencoder));
-    let generator = Generator::new(&snapshot, autoencoder, &config.sample, device, false)?;
-    let (count, classes) = (config.train.sample_images, trainer.card().classes.len());
+    let autoencoder = Arc::clone(autoencoder);
+    let generator = Generator::new(snapshot, autoencoder, &config.sample, device, false)?;
+    let (count, classes) = (config.train.sample_images, snapshot.card.classes.len());
     let label = |i: usize| (classes > 0).then(|| (i % classes) as u32);
     let requests: Vec<_> =
         (0..count).map(|i| Request { index: i as u64, label: label(i) }).collect();

@@ -19,12 +19,13 @@ train() { # NAME RANKS [WORD..]
   "${command[@]}" train "$here/tiny.toml" "${common[@]}" --set "train.folder=\"$scratch/$name\"" "$@"
 }
 "$lapflow" encode "$here/tiny.toml" "${common[@]}"
-rm -rf "$scratch"/{one,two,four,changing,killed}
+rm -rf "$scratch"/{one,two,four,changing,shared,killed}
 train one 1
 train two 2
 train four 4
 train changing 4 --set train.steps=12
 train changing 2 --resume
+train shared 4 --set train.shard_optimizer=true
 
 # Rank 1 of 3 dies: the job ends, and says which.
 train killed 3 --set train.batch=9 --set train.steps=100000 >"$scratch/killed.log" 2>&1 &
@@ -42,6 +43,6 @@ if [ ! -x "$scratch/venv/bin/python" ]; then
   uv venv -q "$scratch/venv"
   uv pip install -q --python "$scratch/venv/bin/python" numpy==2.3.5 safetensors==0.8.0
 fi
-for name in two four changing; do
+for name in two four changing shared; do
   "$scratch/venv/bin/python" "$here/compare.py" "$scratch/one" "$scratch/$name"
 done

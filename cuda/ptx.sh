@@ -9,7 +9,7 @@ for kernel in "$here"/../model/src/kernels/cuda/*.cu; do
   for arch in 80 90 100; do
     nvcc -std=c++17 -O3 -Werror all-warnings -Xptxas -v,-warn-spills -arch "sm_$arch" -cubin -o "$scratch/kernel.cubin" "$kernel" 2>&1 |
       sed -nE "s/.*Compiling entry function '([^']*)'.*/\1/p; s/.*(Used .*)/  sm_$arch \1/p; s/.*[^0-9]([1-9][0-9]* bytes spill)/  \1/p; /error|warning/p" |
-      awk '/^  /{print name $0; next} {name = $0}'
+      awk '/error|warning/ {print; next} /^  /{print name $0; next} {name = $0}'
     [ "${PIPESTATUS[0]}" = 0 ] || exit 1
   done
 done

@@ -21,7 +21,9 @@ device=(-fpermissive -DCUDA_EMU -D__CUDA_ARCH__=800 -D__CUDACC_VER_MAJOR__=13 -D
 # Kernels for the host, each with an entry that the emulated driver finds by name.
 for source in "$kernels"/{fill,affine,ternary,binary,unary,indexing,reduce,cast,conv,sort}.cu "$ours"/*.cu; do
   name=$(basename "$source" .cu)
-  if [ "$objects/$name.kernel.o" -nt "$source" ] && [ "$objects/$name.kernel.o" -nt "$ours/common.cuh" ]; then continue; fi
+  needs=("$source" "$here/emulator.h")
+  [ "$(dirname "$source")" != "$ours" ] || needs+=("$ours"/*.cuh)
+  if [ -e "$objects/$name.kernel.o" ] && [ -z "$(find "${needs[@]}" -newer "$objects/$name.kernel.o")" ]; then continue; fi
   g++ "${flags[@]}" "${device[@]}" -O0 -x c++ -c "$source" -o "$objects/plain.o"
   {
     grep -h "extern __shared__" "$source" |

@@ -75,6 +75,22 @@ template <class T> T exchange(uint32_t mask, T v, unsigned src) {
     if (!ok) die("shuffle reads a lane outside its mask");
     memcpy(&v, &r, sizeof v); return v;
 }
+// mma.m16n8k16 of a warp: lane 4 g + t holds, of a, rows g and g + 8 with two neighbouring k from 2 t and 2 t + 8;
+// of b, the same k of column g; of the sum, rows g and g + 8 with columns 2 t and 2 t + 1 (PTX ISA)
+inline void mma_bf16(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    struct Lane { unsigned a[4], b[2]; };
+    static thread_local Lane lanes[MAXT];
+    unsigned lane = C.cur % 32; Lane *warp = lanes + C.cur / 32 * 32;
+    memcpy(warp[lane].a, a, sizeof a); memcpy(warp[lane].b, b, sizeof b);
+    warp_sync(~0u);
+    auto half = [](unsigned word, unsigned high) { unsigned bits = high ? word & 0xffff0000u : word << 16; float f; memcpy(&f, &bits, 4); return f; };
+    for (unsigned i = 0; i < 4; ++i) {
+        unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 16; ++k)
+            sum[i] += half(warp[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2], k % 2) * half(warp[column * 4 + k % 8 / 2].b[k / 8], k % 2);
+    }
+    warp_sync(~0u);
+}
 // order: 0 = ascending threads, 1 = descending, else a shuffle per pass: results must not depend on it (finds missing barriers)
 inline int &order() { static thread_local int o = 0; return o; }
 __attribute__((noinline)) inline void resume(Fiber &f, unsigned i) {

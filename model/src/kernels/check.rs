@@ -99,7 +99,7 @@ fn cases(seed: u64) -> Vec<Case> {
             move |t| plain::gated_residual(&t[0], &t[1], &t[2], &k, 2),
         ));
     }
-    for (mask, dim) in [(Mask::Causal, 64), (Mask::None, 72), (Mask::Own, 24), (Mask::Causal, 96)] {
+    for (mask, dim) in [(Mask::Causal, 64), (Mask::None, 72), (Mask::Own, 20), (Mask::Causal, 128)] {
         let (l, k, heads) = (layout.clone(), layout.clone(), 2);
         cases.push(case(
             &format!("attention {mask:?}, heads of {dim}"),

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Runs every kernel on the emulated GPU in three orders of threads, with planted faults that must be
-# found; then encodes, trains (one rank and two), resumes and samples on it and on the CPU, and compares. Nothing here
-# meets a GPU, but all calls of the CUDA path are made, and our kernels and Candle's compute.
+# Runs every kernel on the emulated GPU in three orders of threads and under AddressSanitizer, with
+# planted faults that must be found; then encodes, trains (one rank and two), resumes and samples on it
+# and on the CPU, and compares. Nothing here meets a GPU, but all calls of the CUDA path are made, and our kernels and Candle's compute.
 # Usage: cuda/emulated.sh [SCRATCH]          (needs cargo, g++ and uv)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,26 +19,42 @@ if answer=$("$lapflow" --device cuda:0 flops --preset demo 2>&1); then
 fi
 echo "without a driver: $answer"
 
-for order in 0 1 2; do # threads ascending, descending, shuffled
-  EMU_ORDER=$order LD_LIBRARY_PATH=$scratch "$lapflow" --device cuda:0 doctor --seconds 0 --seed $RANDOM
-done
+doctor() { # LIBRARIES ORDER: threads ascending (0), descending (1), shuffled (2)
+  EMU_ORDER=$2 LD_LIBRARY_PATH=$1 "$lapflow" --device cuda:0 doctor --seconds 0 --seed $RANDOM
+}
+for order in 0 1 2; do doctor "$scratch" "$order"; done
+
+# Once more where every access outside of its memory, global or shared, ends the process.
+sanitized() { LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 doctor "$1" 0; }
+SANITIZE=address cuda/emulation/build.sh "$scratch/sanitized"
+sanitized "$scratch/sanitized" 2>/dev/null | tail -n 1
+
+# faulty NAME FAULT: kernels with a fault, a sed script, in them.
+faulty() {
+  mkdir -p "$scratch/$1/objects" "$scratch/$1/kernels"
+  cp -p "$scratch/${SANITIZE:+sanitized/}objects"/*.kernel.o "$scratch/$1/objects"
+  for kernel in model/src/kernels/cuda/*.cu*; do sed "$2" "$kernel" >"$scratch/$1/kernels/$(basename "$kernel")"; done
+  cuda/emulation/build.sh "$scratch/$1" "$scratch/$1/kernels"
+}
+missed() { echo "a planted fault was not found: $*"; exit 1; }
 
 # Without its barriers a kernel must fail.
-mkdir -p "$scratch/faulty/objects" "$scratch/faulty/kernels"
-cp -p "$scratch"/objects/*.kernel.o "$scratch/faulty/objects"
-for kernel in model/src/kernels/cuda/*.cu*; do
-  sed 's/__syncthreads();//' "$kernel" >"$scratch/faulty/kernels/$(basename "$kernel")"
-done
-cuda/emulation/build.sh "$scratch/faulty" "$scratch/faulty/kernels"
+faulty barriers 's/__syncthreads();//'
 for order in 0 1; do
-  if EMU_ORDER=$order LD_LIBRARY_PATH=$scratch/faulty "$lapflow" --device cuda:0 doctor --seconds 0; then
-    echo "missing barriers were not found"; exit 1
-  fi
-done >"$scratch/faulty/log" 2>&1
+  if doctor "$scratch/barriers" "$order"; then missed barriers; fi
+done >"$scratch/barriers/log" 2>&1
 for kernel in "attention.*f32" "attention.*bf16" "modulated norm" "gated residual"; do
-  grep -q "^$kernel.*WRONG" "$scratch/faulty/log" || { echo "a missing barrier was not found: $kernel"; exit 1; }
+  grep -q "^$kernel.*WRONG" "$scratch/barriers/log" || missed "barriers of $kernel"
 done
-echo "with barriers removed: $(tail -n 1 "$scratch/faulty/log")"
+echo "with barriers removed: $(tail -n 1 "$scratch/barriers/log")"
+
+# One token too many of global memory; more of shared memory than was asked for.
+for fault in 's/token < end/token <= end/' 's/stride_of = D + 8/stride_of = D + 16/'; do
+  SANITIZE=address faulty outside "$fault"
+  if sanitized "$scratch/outside" >"$scratch/outside/log" 2>&1; then missed "$fault"; fi
+  grep -qE "AddressSanitizer: (heap-buffer-overflow|use-after-poison)" "$scratch/outside/log" || missed "$fault"
+  echo "$fault: $(grep -m1 -o "AddressSanitizer: [a-z-]*" "$scratch/outside/log")"
+done
 
 for device in cpu cuda:0; do
   run=$scratch/run-${device%:*}

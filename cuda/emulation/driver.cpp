@@ -10,7 +10,7 @@
 
 using Pointer = uint64_t;  // of the device
 using Handle = void *;
-using Kernel = void (*)(const unsigned *grid, const unsigned *block, int order, void **arguments);
+using Kernel = void (*)(const unsigned *grid, const unsigned *block, size_t shared, int order, void **arguments);
 
 enum { SUCCESS, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, INVALID_DEVICE = 101 };
 static const int DEVICES = 2;
@@ -49,10 +49,11 @@ int cuEventRecord(Handle, Handle) { return SUCCESS; }
 int cuEventQuery(Handle) { return SUCCESS; }
 int cuEventSynchronize(Handle) { return SUCCESS; }
 
-// Filled with NaN: what a kernel reads before it was written shows.
+// Filled with NaN: what a kernel reads before it was written shows. Not a byte more than was asked for: a
+// sanitizer sees what lies outside.
 int cuMemAlloc_v2(Pointer *pointer, size_t bytes) {
-  void *memory = aligned_alloc(256, (bytes + 511) & ~size_t(255));
-  if (!memory) return OUT_OF_MEMORY;
+  void *memory;
+  if (posix_memalign(&memory, 256, bytes)) return OUT_OF_MEMORY;
   *pointer = reinterpret_cast<Pointer>(memset(memory, 0xff, bytes));
   return SUCCESS;
 }
@@ -83,7 +84,7 @@ int cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, unsig
   const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
   const char *order = getenv("EMU_ORDER");
   if (!gx || !gy || !gz || !bx || !by || !bz || bx * by * bz > 1024 || shared > 232448) return INVALID_VALUE;
-  reinterpret_cast<Kernel>(function)(grid, block, order ? atoi(order) : 0, arguments);
+  reinterpret_cast<Kernel>(function)(grid, block, shared, order ? atoi(order) : 0, arguments);
   return SUCCESS;
 }
 }

@@ -21,7 +21,15 @@
 #define __align__(n) alignas(n)
 #define __constant__ static const
 #define __shared__ thread_local            // at block scope: static, one per OS thread = one per running block
-#define EMU_DYN_SHARED(T, name) thread_local T name[(227 * 1024) / sizeof(T)];  // backs `extern __shared__ T name[];`
+// Backs `extern __shared__ T name[];`. A block finds NaN in it, and the sanitizer, where there is one, nothing behind what the launch asked for.
+#define EMU_DYN_SHARED(T, name) thread_local T name[(227 * 1024) / sizeof(T)]; \
+    static const bool emu_of_##name = (emu::shared_memory().push_back([] { return std::pair<void *, size_t>(name, sizeof name); }), true);
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(start, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(start, bytes)
+#endif
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
 struct alignas(8) float2 { float x, y; };
@@ -34,6 +42,15 @@ inline thread_local uint3 threadIdx, blockIdx;
 inline thread_local dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 namespace emu {
+static std::vector<std::pair<void *, size_t> (*)()> &shared_memory() { static std::vector<std::pair<void *, size_t> (*)()> arrays; return arrays; }
+inline void poison_shared(const std::vector<std::pair<void *, size_t> (*)()> &arrays, size_t bytes) {
+    for (auto array : arrays) {
+        auto [start, size] = array(); bytes = std::min(bytes, size);
+        ASAN_UNPOISON_MEMORY_REGION(start, size);
+        memset(start, 0xff, bytes);
+        ASAN_POISON_MEMORY_REGION((char *)start + bytes, size - bytes);
+    }
+}
 enum St : uint8_t { READY, WARP, BLOCK, DONE };
 struct Fiber { jmp_buf jb; ucontext_t uc; uint3 idx; St st; bool started; const char *at; };
 struct Warp { uint32_t alive, arrived; uint64_t slot[32]; };
@@ -116,7 +133,7 @@ inline void run_block() {
         }
     }
 }
-inline void launch(dim3 g, dim3 b, std::function<void()> body) {
+inline void launch(dim3 g, dim3 b, std::function<void()> poison, std::function<void()> body) {
     unsigned n = b.x * b.y * b.z;
     if (!n || n > MAXT) die("bad block size");
     if (!C.stacks) { C.stacks = (char *)mmap(nullptr, MAXT * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0); C.f.resize(MAXT); for (auto &f : C.f) f.started = false; }
@@ -127,16 +144,17 @@ inline void launch(dim3 g, dim3 b, std::function<void()> body) {
         for (unsigned i = 0; i < n; ++i) { C.f[i].st = READY; C.f[i].idx = {i % b.x, i / b.x % b.y, i / b.x / b.y}; }
         for (auto &w : C.w) { w.arrived = 0; w.alive = 0; }
         for (unsigned i = 0; i < n; ++i) C.w[i / 32].alive |= 1u << i % 32;
+        poison();
         run_block();
     }
 }
 template <class... A, size_t... I> void call(void (*k)(A...), void **a, std::index_sequence<I...>) { k(*(std::remove_reference_t<A> *)a[I]...); }
-template <class... A> void launch_ptrs(void (*k)(A...), const unsigned *g, const unsigned *b, void **args) {
-    launch({g[0], g[1], g[2]}, {b[0], b[1], b[2]}, [=] { call(k, args, std::index_sequence_for<A...>{}); });
+template <class... A> static void launch_ptrs(void (*k)(A...), const unsigned *g, const unsigned *b, size_t shared, void **args) {
+    launch({g[0], g[1], g[2]}, {b[0], b[1], b[2]}, [=] { poison_shared(shared_memory(), shared); }, [=] { call(k, args, std::index_sequence_for<A...>{}); });
 }
 }  // namespace emu
-// exports `emu_<kernel>(grid[3], block[3], order, args)` with args as for cuLaunchKernel (pointer to each argument)
-#define EMU_EXPORT(k) extern "C" void emu_##k(const unsigned *g, const unsigned *b, int ord, void **args) { emu::order() = ord; emu::launch_ptrs(k, g, b, args); }
+// exports `emu_<kernel>(grid[3], block[3], shared bytes, order, args)` with args as for cuLaunchKernel (pointer to each argument)
+#define EMU_EXPORT(k) extern "C" void emu_##k(const unsigned *g, const unsigned *b, size_t shared, int ord, void **args) { emu::order() = ord; emu::launch_ptrs(k, g, b, shared, args); }
 #define EMU_STR2(x) #x
 #define EMU_STR(x) EMU_STR2(x)
 #define __syncthreads() emu::block_sync(__FILE__ ":" EMU_STR(__LINE__))

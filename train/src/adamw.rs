@@ -2,7 +2,7 @@
 
 use crate::config::TrainConfig;
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
-use lapflow_model::kernels::AdamW;
+use lapflow_model::kernels::{AdamW, Moved};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -89,13 +89,23 @@ impl State<Vec<f32>> {
     }
 }
 
+/// Moves parameters on another device by their gradients in one launch; `false`, and nothing done, where
+/// there is no kernel for it.
+pub(crate) fn update_all<'a>(
+    all: impl Iterator<Item = (&'a State<Tensor>, &'a Var, Option<&'a Tensor>)>,
+    rates: &Rates,
+) -> Result<bool> {
+    let moved = |(state, var, grad): (&'a State<Tensor>, &'a Var, Option<&'a Tensor>)| {
+        let grad = grad.map(Tensor::contiguous).transpose()?;
+        let moments = [&state.first, &state.second];
+        Ok(Moved { param: var.as_tensor(), grad, moments, averages: &state.averages })
+    };
+    rates.adamw.update(&all.map(moved).collect::<Result<Vec<_>>>()?, &rates.averages)
+}
+
 impl State<Tensor> {
-    /// The same on any device: by a kernel where there is one, else by Candle's operations.
+    /// The same on any device, by Candle's operations.
     pub(crate) fn update(&mut self, var: &Var, grad: Option<&Tensor>, rates: &Rates) -> Result<()> {
-        let moments = [&self.first, &self.second];
-        if rates.adamw.update(var, grad, moments, &self.averages, &rates.averages)? {
-            return Ok(());
-        }
         let AdamW { beta1, beta2, step, second: unbias, eps, keep, grad_scale } = rates.adamw;
         let affine = |x: &Tensor, factor: f32| x.affine(f64::from(factor), 0.0);
         let (mut first, mut second) = (affine(&self.first, beta1)?, affine(&self.second, beta2)?);

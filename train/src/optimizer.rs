@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov and Hutter) and the weights' moving averages, in one pass over a parameter.
 
-use crate::adamw::{CHUNK, Rates, State, span};
+use crate::adamw::{CHUNK, Rates, State, span, update_all};
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
 use crate::ranks::{Communicator, share_params, shares};
@@ -84,11 +84,18 @@ impl Optimizer {
         grad_scale: f64,
     ) -> Result<()> {
         let rates = Rates::new(config, step, updates, grad_scale);
-        for ((slot, (_, var)), grad) in self.slots.iter_mut().zip(params.iter()).zip(grads) {
+        let vars = || params.iter().map(|(_, var)| var).zip(grads);
+        let on_device =
+            self.slots.iter().zip(vars()).filter_map(|(slot, (var, grad))| match slot {
+                Some(Slot::Device(state)) => Some((state, var, grad.as_ref())),
+                _ => None,
+            });
+        let moved = update_all(on_device, &rates)?;
+        for (slot, (var, grad)) in self.slots.iter_mut().zip(vars()) {
             match slot {
                 Some(Slot::Cpu(state)) => state.update(var, grad.as_ref(), &rates)?,
-                Some(Slot::Device(state)) => state.update(var, grad.as_ref(), &rates)?,
-                None => {}
+                Some(Slot::Device(state)) if !moved => state.update(var, grad.as_ref(), &rates)?,
+                _ => {}
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov and Hutter) and moving averages on a device that has a kernel for them.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Tensor};
 
 /// Coefficients of one update.
 #[repr(C)]
@@ -22,32 +22,37 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
+/// A parameter and all that moves with it: f32, of one size, none sharing its values with another.
+pub struct Moved<'a> {
+    /// The parameter.
+    pub param: &'a Tensor,
+    /// Its gradient, contiguous, or none for zero.
+    pub grad: Option<Tensor>,
+    /// The first and the second moment.
+    pub moments: [&'a Tensor; 2],
+    /// Moving averages of the parameter.
+    pub averages: &'a [Tensor],
+}
+
 impl AdamW {
-    /// Moves `param` by `grad` (absent for zero), its moments, and then its averages towards it by
-    /// their shares, in one pass; f32, all of one size, none sharing its values with another.
+    /// Moves parameters by their gradients, their moments, and then their averages towards them by
+    /// `shares`, reading and writing each value once, in one launch.
     ///
     /// `false`, and nothing done, where there is no kernel: on every device but CUDA's, and for more
     /// than four averages.
     ///
     /// # Errors
     /// When something is of another size or on another device.
-    pub fn update(
-        &self,
-        param: &Var,
-        grad: Option<&Tensor>,
-        moments: [&Tensor; 2],
-        averages: &[Tensor],
-        shares: &[f32],
-    ) -> Result<bool> {
+    pub fn update(&self, all: &[Moved], shares: &[f32]) -> Result<bool> {
         #[cfg(feature = "cuda")]
-        if super::has_kernels(param) && averages.len() <= super::cuda::AVERAGES_MAX {
-            let grad = grad.map(Tensor::contiguous).transpose()?;
-            let grad = grad.as_ref();
-            let update = super::cuda::Update { rates: self, grad, moments, averages, shares };
-            param.inplace_op1(&update)?;
+        if let Some(one) = all.first()
+            && super::has_kernels(one.param)
+            && shares.len() <= super::cuda::AVERAGES_MAX
+        {
+            super::cuda::adamw(self, all, shares)?;
             return Ok(true);
         }
-        let _ = (param, grad, moments, averages, shares);
-        Ok(false)
+        let _ = shares;
+        Ok(all.is_empty())
     }
 }

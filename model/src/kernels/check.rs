@@ -4,8 +4,8 @@
 use super::conv2d::conv2d_candle;
 use super::upsample::upsample_candle;
 use super::{
-    Activation, ConvGeometry, Mask, TokenLayout, attention, conv2d, gated_residual, gelu,
-    group_norm, linear, modulated_norm, plain, upsample,
+    Activation, AdamW, ConvGeometry, Mask, Moved, TokenLayout, attention, conv2d, gated_residual,
+    gelu, group_norm, linear, modulated_norm, plain, upsample,
 };
 use crate::flow::image_rng;
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -64,7 +64,69 @@ pub fn check(device: &Device, seed: u64) -> Result<Vec<Checked>> {
             checked.push(Checked { name: case.name.clone(), dtype, error, bound });
         }
     }
+    if let Some(error) = adamw_error(device, seed)? {
+        checked.push(Checked { name: "adamw".into(), dtype: DType::F32, error, bound: 2e-5 });
+    }
     Ok(checked)
+}
+
+/// The largest error of one update of parameters of drawn sizes, one of them without a gradient, and of
+/// two averages, against f64; none where the device has no kernel for it.
+fn adamw_error(device: &Device, seed: u64) -> Result<Option<f64>> {
+    let mut rng = image_rng(seed, 2);
+    let sizes: Vec<usize> = (0..6).map(|_| rng.random_range(1..10_000)).collect();
+    let mut draw = |count: usize| -> Vec<f32> {
+        (0..count).map(|_| StandardNormal.sample(&mut rng)).collect()
+    };
+    // Parameter, gradient, first and second moment, two averages.
+    let drawn: Vec<[Vec<f32>; 6]> =
+        sizes.iter().map(|&size| std::array::from_fn(|_| draw(size))).collect();
+    let positive = |values: &[f32]| values.iter().map(|x| x * x).collect::<Vec<_>>();
+    let up = |values: &[f32]| Tensor::from_slice(values, values.len(), device);
+    let tensors = drawn.iter().map(|[p, g, m, v, a, b]| {
+        Ok(([up(p)?, up(m)?, up(&positive(v))?], up(g)?, [up(a)?, up(b)?]))
+    });
+    let tensors = tensors.collect::<Result<Vec<_>>>()?;
+    let rates = AdamW {
+        beta1: 0.9,
+        beta2: 0.99,
+        step: 0.03,
+        second: 1.7,
+        eps: 1e-6,
+        keep: 0.95,
+        grad_scale: 0.7,
+    };
+    let shares = [0.5, 0.01];
+    let moved = tensors.iter().enumerate().map(|(i, ([p, m, v], g, averages))| Moved {
+        param: p,
+        grad: (i != 2).then(|| g.clone()),
+        moments: [m, v],
+        averages,
+    });
+    if !rates.update(&moved.collect::<Vec<_>>(), &shares)? {
+        return Ok(None);
+    }
+    let mut error = 0f64;
+    for (i, ([p, m, v], _, [a, b])) in tensors.iter().enumerate() {
+        let [p0, g0, m0, v0, a0, b0] = &drawn[i];
+        let got = [p, m, v, a, b].map(Tensor::to_vec1::<f32>);
+        for (k, got) in got.into_iter().enumerate() {
+            for (j, got) in got?.into_iter().enumerate() {
+                let wide = |values: &[f32]| f64::from(values[j]);
+                let g = if i == 2 { 0.0 } else { wide(g0) * f64::from(rates.grad_scale) };
+                let (beta1, beta2) = (f64::from(rates.beta1), f64::from(rates.beta2));
+                let m = beta1 * wide(m0) + (1.0 - beta1) * g;
+                let v = beta2 * wide(v0) * wide(v0) + (1.0 - beta2) * g * g;
+                let root = v.sqrt() * f64::from(rates.second) + f64::from(rates.eps);
+                let p = wide(p0) * f64::from(rates.keep) - f64::from(rates.step) * m / root;
+                let to = |average: f64, share: f32| average + f64::from(share) * (p - average);
+                let want = [p, m, v, to(wide(a0), shares[0]), to(wide(b0), shares[1])][k];
+                let off = (f64::from(got) - want).abs() / want.abs().max(1.0);
+                error = if off.is_nan() { f64::INFINITY } else { error.max(off) };
+            }
+        }
+    }
+    Ok(Some(error))
 }
 
 fn cases(seed: u64) -> Vec<Case> {
@@ -99,7 +161,8 @@ fn cases(seed: u64) -> Vec<Case> {
             move |t| plain::gated_residual(&t[0], &t[1], &t[2], &k, 2),
         ));
     }
-    for (mask, dim) in [(Mask::Causal, 64), (Mask::None, 72), (Mask::Own, 20), (Mask::Causal, 128)] {
+    for (mask, dim) in [(Mask::Causal, 64), (Mask::None, 72), (Mask::Own, 20), (Mask::Causal, 128)]
+    {
         let (l, k, heads) = (layout.clone(), layout.clone(), 2);
         cases.push(case(
             &format!("attention {mask:?}, heads of {dim}"),

@@ -28,7 +28,7 @@ mod residual;
 mod upsample;
 mod vector;
 
-pub use adamw::AdamW;
+pub use adamw::{AdamW, Moved};
 pub(crate) use attention::attention_backward;
 pub use attention::{Mask, attention};
 pub use check::{Checked, check};

@@ -1,13 +1,14 @@
-//! AdamW and moving averages (`adamw.cu`).
+//! AdamW and moving averages of many parameters in one launch (`adamw.cu`).
 
-use super::{blocks, int, launch, ptx, view};
-use crate::kernels::AdamW;
-use candle_core::cuda_backend::CudaStorage;
-use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use super::{BLOCK, int, launch, ptx, view};
+use crate::kernels::{AdamW, Moved};
+use candle_core::cuda_backend::cudarc::driver::{CudaView, DevicePtr, DeviceRepr, LaunchConfig};
+use candle_core::{Layout, Result, Storage, Tensor, bail};
 
-/// Averages that the kernel has arguments for.
+/// Averages that the kernel has room for.
 pub(in super::super) const AVERAGES_MAX: usize = 4;
+/// Values of a block.
+const BLOCK_VALUES: usize = 16 * BLOCK;
 
 /// As `adamw.cu` has it.
 #[repr(C)]
@@ -21,64 +22,54 @@ struct Averages {
 unsafe impl DeviceRepr for Averages {}
 unsafe impl DeviceRepr for AdamW {}
 
-/// The update of a parameter, to which everything here belongs and has its size.
-pub(in super::super) struct Update<'a> {
-    pub rates: &'a AdamW,
-    pub grad: Option<&'a Tensor>,
-    pub moments: [&'a Tensor; 2],
-    pub averages: &'a [Tensor],
-    pub shares: &'a [f32],
+/// Moves all parameters, of which there is at least one, as [`AdamW::update`] says.
+pub(in super::super) fn adamw(rates: &AdamW, all: &[Moved], shares: &[f32]) -> Result<()> {
+    let device = all[0].param.device().as_cuda_device()?.clone();
+    let stream = device.cuda_stream();
+    let mut share = [0f32; AVERAGES_MAX];
+    share[..shares.len()].copy_from_slice(shares);
+    let averages = Averages { count: int(shares.len())?, share };
+    // Storages stay locked, and the stream knows of their use, until the kernel is on it.
+    let held: Vec<Vec<_>> =
+        all.iter().map(|moved| tensors(moved).map(Tensor::storage_and_layout).collect()).collect();
+    let views = held.iter().zip(all).map(|(held, moved)| {
+        let count = moved.param.elem_count();
+        held.iter().map(|(storage, layout)| values(storage, layout, count)).collect()
+    });
+    let views = views.collect::<Result<Vec<Vec<_>>>>()?;
+    let (mut uses, mut words, mut blocks) = (Vec::new(), Vec::new(), 0);
+    for (moved, views) in all.iter().zip(&views) {
+        let count = moved.param.elem_count();
+        let (mut pointers, used): (Vec<_>, Vec<_>) =
+            views.iter().map(|view| view.device_ptr(&stream)).unzip();
+        uses.push(used);
+        let grad = moved.grad.as_ref().and_then(|_| pointers.pop()).unwrap_or(0);
+        pointers.resize(3 + AVERAGES_MAX, 0);
+        // Moved of adamw.cu, a word a field.
+        words.extend([blocks as u64, count as u64, grad]);
+        words.extend(pointers);
+        blocks += count.div_ceil(BLOCK_VALUES);
+    }
+    let words = device.clone_htod(&words)?;
+    let config = LaunchConfig {
+        grid_dim: (int(blocks)? as u32, 1, 1),
+        block_dim: (BLOCK as u32, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    launch!(device, ADAMW, "adamw_f32", config, words.as_view(), int(all.len())?, *rates, averages);
+    Ok(())
 }
 
-impl InplaceOp1 for Update<'_> {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
+/// In the order of `adamw.cu`, but the gradient last.
+fn tensors<'a>(moved: &'a Moved) -> impl Iterator<Item = &'a Tensor> {
+    let Moved { param, grad, moments, averages } = moved;
+    std::iter::once(*param).chain(*moments).chain(*averages).chain(grad)
+}
 
-    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
-        bail!("adamw: the parameter is not on a CUDA device")
+fn values<'a>(storage: &'a Storage, layout: &'a Layout, count: usize) -> Result<CudaView<'a, f32>> {
+    let Storage::Cuda(storage) = storage else { bail!("adamw: not on the GPU") };
+    if layout.shape().elem_count() != count {
+        bail!("adamw: {:?} for {count} values", layout.shape())
     }
-
-    fn cuda_fwd(&self, param: &mut CudaStorage, layout: &Layout) -> Result<()> {
-        let (device, count) = (param.device.clone(), layout.shape().elem_count());
-        let tensors = self.moments.into_iter().chain(self.averages).chain(self.grad);
-        let held: Vec<_> = tensors.map(Tensor::storage_and_layout).collect();
-        let mut views = Vec::with_capacity(held.len());
-        for (storage, layout) in &held {
-            let Storage::Cuda(storage) = &**storage else {
-                bail!("adamw: state on another device")
-            };
-            if layout.shape().elem_count() != count {
-                bail!("adamw: {:?} for {count} values", layout.shape())
-            }
-            views.push(view::<f32>((storage, layout))?);
-        }
-        let param = view::<f32>((&*param, layout))?;
-        let last = if self.grad.is_some() { views.pop() } else { None };
-        let grad = last.as_ref().unwrap_or(&param).slice(..);
-        // What is not there is never touched.
-        let place = |i: usize| views.get(i).unwrap_or(&param).slice(..);
-        let mut share = [0f32; AVERAGES_MAX];
-        share[..self.shares.len()].copy_from_slice(self.shares);
-        let averages = Averages { count: int(self.averages.len())?, share };
-        launch!(
-            device,
-            ADAMW,
-            "adamw_f32",
-            blocks(count)?,
-            count,
-            *self.rates,
-            averages,
-            i32::from(self.grad.is_some()),
-            grad,
-            param.slice(..),
-            place(0),
-            place(1),
-            place(2),
-            place(3),
-            place(4),
-            place(5)
-        );
-        Ok(())
-    }
+    view::<f32>((storage, layout))
 }

@@ -8,7 +8,7 @@ mod attention;
 mod elementwise;
 mod modulation;
 
-pub(super) use adamw::{AVERAGES_MAX, Update};
+pub(super) use adamw::{AVERAGES_MAX, adamw};
 pub(super) use attention::{attention, attention_backward};
 pub(super) use elementwise::{gelu, gelu_dx};
 pub(super) use modulation::{

@@ -8,12 +8,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Operations of the CPU alone, and the functions that choose Candle's for other devices.
-const BY_CANDLE: [(&str, &str); 7] = [
+const BY_CANDLE: [(&str, &str); 6] = [
     ("linear", "Linear"),
     ("linear", "Product"),
     ("linear", "ColumnSum"),
     ("conv2d", "Conv2dOp"),
-    ("group_norm", "GroupNormOp"),
     ("upsample", "Upsample"),
     ("upsample", "SumOfFour"),
 ];

@@ -2,8 +2,10 @@
 
 use super::fresh::zeros;
 use super::vector::{exp, vectorized};
-use super::{output, plain, values, with_values};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use super::{has_kernels, output, plain, values, with_values};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// Values that one task reads; partial sums are f32 within it and f64 beyond.
@@ -21,7 +23,7 @@ pub enum Activation {
 /// `activation(weight * (x - mean) / sqrt(variance + eps) + bias)` for `x` `[B, H, W, C]`.
 ///
 /// Mean and variance are per image and group of `C / groups` channels; `weight` and `bias` are
-/// `(C)`. On the CPU (f32) this is the crate's own kernel, elsewhere Candle operations.
+/// `(C)`. On the CPU and on CUDA devices (f32) these are the crate's own kernels, elsewhere Candle operations.
 ///
 /// # Errors
 /// When the shapes do not fit or `groups` does not divide the channels.
@@ -41,7 +43,7 @@ pub fn group_norm(
     {
         bail!("group_norm: {groups} groups of {:?} with {:?}", x.shape(), weight.shape());
     }
-    if !x.device().is_cpu() {
+    if !has_kernels(x) || x.dtype() != DType::F32 {
         return plain::group_norm(x, weight, bias, groups, eps, activation);
     }
     let op = GroupNormOp { groups, eps, activation };
@@ -87,6 +89,20 @@ impl CustomOp3 for GroupNormOp {
         output(y, x_layout.shape())
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let groups = self.cuda(x_layout.shape())?;
+        super::cuda::group_norm(groups, (x, x_layout), (weight, weight_layout), (bias, bias_layout))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -95,6 +111,12 @@ impl CustomOp3 for GroupNormOp {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let groups = self.cuda(x.shape())?;
+            let grads = super::cuda::group_norm_backward(groups, x, weight, bias, grad)?;
+            return Ok(grads.map(Some).into());
+        }
         let (device, channels) = (x.device(), weight.elem_count());
         let grad = grad.contiguous()?;
         let images = x.dims()[0].max(1);
@@ -120,6 +142,11 @@ impl CustomOp3 for GroupNormOp {
 }
 
 impl GroupNormOp {
+    #[cfg(feature = "cuda")]
+    fn cuda(&self, x: &Shape) -> Result<super::cuda::Groups> {
+        super::cuda::Groups::new(x, self.groups, self.eps, self.activation == Activation::Silu)
+    }
+
     fn forward_image(&self, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
         let channels = weight.len();
         let Moments { mean, rstd } = self.moments(x, channels);

@@ -6,11 +6,13 @@
 mod adamw;
 mod attention;
 mod elementwise;
+mod group_norm;
 mod modulation;
 
 pub(super) use adamw::{AVERAGES_MAX, adamw};
 pub(super) use attention::{attention, attention_backward};
 pub(super) use elementwise::{gelu, gelu_dx};
+pub(super) use group_norm::{Groups, group_norm, group_norm_backward};
 pub(super) use modulation::{
     gated_residual, gated_residual_dm, modulated_norm, modulated_norm_dm, modulated_norm_dx,
 };

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs every kernel on the emulated GPU in three orders of threads and under AddressSanitizer, with
 # planted faults that must be found; then encodes, trains (one rank and two), resumes and samples on it
-# and on the CPU, and compares. Nothing here meets a GPU, but all calls of the CUDA path are made, and our kernels and Candle's compute.
+# and on the CPU, and compares. Nothing here meets a GPU, but all calls of the CUDA path are made, and
+# our kernels and Candle's compute.
 # Usage: cuda/emulated.sh [SCRATCH]          (needs cargo, g++ and uv)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -38,8 +38,12 @@ impl DeviceChoice {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Auto => {
-                // Where a launcher shows each process its own GPU alone, that is the first.
-                let gpu = Device::new_cuda(local_rank()).or_else(|_| Device::new_cuda(0));
+                let number = local_rank();
+                let gpu = match Device::new_cuda(number) {
+                    // Where a launcher shows each process its own GPU alone, that is the first.
+                    Err(_) if number > 0 => Device::new_cuda(0),
+                    gpu => gpu,
+                };
                 Ok(gpu.unwrap_or(Device::Cpu))
             }
             Self::Cuda(number) if cuda_is_available() => Device::new_cuda(number)

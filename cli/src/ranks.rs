@@ -46,18 +46,12 @@ pub fn join(config: &Config, device: &Device) -> Result<Rc<dyn Communicator>> {
         let folder = config.train.folder.join("ranks");
         return Ok(Rc::new(lapflow_train::Nccl::join(device, rank, size, &folder)?));
     }
-    let engine = if device.is_cuda() { "NCCL or MPI" } else { "MPI" };
-    if !cfg!(feature = "mpi") {
-        bail!(
-            "{size} processes were started together ({source}) and this lapflow was built without \
-             {engine}: each would train by itself into the same folder"
-        )
-    }
-    mpi(size, source)
+    let missing = if device.is_cuda() { "NCCL or MPI" } else { "MPI" };
+    mpi(size, source, missing)
 }
 
 #[cfg(feature = "mpi")]
-fn mpi(size: usize, source: &str) -> Result<Rc<dyn Communicator>> {
+fn mpi(size: usize, source: &str, _missing: &str) -> Result<Rc<dyn Communicator>> {
     let mpi = lapflow_train::Mpi::join()?;
     if mpi.size() != size {
         bail!(
@@ -70,6 +64,9 @@ fn mpi(size: usize, source: &str) -> Result<Rc<dyn Communicator>> {
 }
 
 #[cfg(not(feature = "mpi"))]
-fn mpi(_size: usize, _source: &str) -> Result<Rc<dyn Communicator>> {
-    bail!("built without MPI")
+fn mpi(size: usize, source: &str, missing: &str) -> Result<Rc<dyn Communicator>> {
+    bail!(
+        "{size} processes were started together ({source}) and this lapflow was built without \
+         {missing}: each would train by itself into the same folder"
+    )
 }

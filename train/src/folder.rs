@@ -134,9 +134,7 @@ impl RunFolder {
         let lines: Vec<Line> = self.read_metrics()?;
         let kept = lines.iter().filter(|line| line.step <= step);
         let text: String = kept.map(Line::to_json).collect();
-        let beside = path.with_extension("partial");
-        fs::write(&beside, text).map_err(TrainError::io(&beside))?;
-        fs::rename(&beside, &path).map_err(TrainError::io(&path))
+        write_whole(&path, text.as_bytes())
     }
 
     /// The lines of `metrics.jsonl`; a last line cut short by a crash is left out.
@@ -182,4 +180,10 @@ impl MetricsFile {
     pub fn write(&mut self, line: &Line) -> Result<()> {
         self.file.write_all(line.to_json().as_bytes()).map_err(TrainError::io(&self.path))
     }
+}
+
+/// Writes a file beside `path` and renames it: whoever reads sees all of it or none.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_extension("partial");
+    fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, path)).map_err(TrainError::io(path))
 }

@@ -1,7 +1,7 @@
 //! The processes that train together, each on its share of a batch, and what they tell each other.
 
 use crate::error::Result;
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use lapflow_model::Params;
 use std::ops::Range;
 
@@ -76,19 +76,15 @@ pub(crate) fn sum_gradients(
     if ranks.size() == 1 {
         return Ok(());
     }
-    let sizes: Vec<usize> = params.iter().map(|(_, var)| var.elem_count()).collect();
-    let vars: Vec<_> = params.iter().map(|(_, var)| var).collect();
-    for bucket in buckets(&sizes, 0..sizes.len()) {
+    let vars: Vec<&Var> = params.iter().map(|(_, var)| var).collect();
+    for bucket in buckets(&vars, 0..vars.len()) {
         let parts = bucket.clone().map(|i| match &grads[i] {
-            Some(grad) => grad.flatten_all(),
-            None => vars[i].zeros_like()?.flatten_all(),
+            Some(grad) => Ok(grad.clone()),
+            None => vars[i].zeros_like(),
         });
-        let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
-        let sums = ranks.sum(&Tensor::cat(&parts, 0)?)?;
-        let mut start = 0;
-        for i in bucket {
-            grads[i] = Some(sums.narrow(0, start, sizes[i])?.reshape(vars[i].shape())?);
-            start += sizes[i];
+        let sums = ranks.sum(&joined(parts)?)?;
+        for (i, sum) in bucket.clone().zip(split(&sums, &vars[bucket])) {
+            grads[i] = Some(sum?);
         }
     }
     Ok(())
@@ -117,31 +113,45 @@ pub(crate) fn share_params(
     params: &Params,
     shares: &[Range<usize>],
 ) -> Result<()> {
-    let sizes: Vec<usize> = params.iter().map(|(_, var)| var.elem_count()).collect();
-    let vars: Vec<_> = params.iter().map(|(_, var)| var).collect();
+    let vars: Vec<&Var> = params.iter().map(|(_, var)| var).collect();
     for (root, share) in shares.iter().enumerate() {
-        for bucket in buckets(&sizes, share.clone()) {
-            let parts = bucket.clone().map(|i| vars[i].as_tensor().detach().flatten_all());
-            let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
-            let values = ranks.broadcast(&Tensor::cat(&parts, 0)?, root)?;
-            let mut start = 0;
-            for i in bucket.filter(|_| root != ranks.rank()) {
-                vars[i].set(&values.narrow(0, start, sizes[i])?.reshape(vars[i].shape())?)?;
-                start += sizes[i];
+        for bucket in buckets(&vars, share.clone()) {
+            let parts = vars[bucket.clone()].iter().map(|var| Ok(var.as_tensor().detach()));
+            let values = ranks.broadcast(&joined(parts)?, root)?;
+            if root != ranks.rank() {
+                let vars = &vars[bucket];
+                vars.iter()
+                    .zip(split(&values, vars))
+                    .try_for_each(|(var, value)| var.set(&value?))?;
             }
         }
     }
     Ok(())
 }
 
+/// All values in a row.
+fn joined(parts: impl Iterator<Item = candle_core::Result<Tensor>>) -> candle_core::Result<Tensor> {
+    let parts = parts.map(|part| part?.flatten_all()).collect::<candle_core::Result<Vec<_>>>()?;
+    Tensor::cat(&parts, 0)
+}
+
+/// What [`joined`] put together, in the shapes of `vars`.
+fn split(values: &Tensor, vars: &[&Var]) -> impl Iterator<Item = candle_core::Result<Tensor>> {
+    let mut end = 0;
+    vars.iter().map(move |var| {
+        end += var.elem_count();
+        values.narrow(0, end - var.elem_count(), var.elem_count())?.reshape(var.shape())
+    })
+}
+
 /// `range` in parts of at most [`BUCKET`] values, or of one parameter that has more.
-fn buckets(sizes: &[usize], range: Range<usize>) -> Vec<Range<usize>> {
+fn buckets(vars: &[&Var], range: Range<usize>) -> Vec<Range<usize>> {
     let mut buckets = Vec::new();
     let mut first = range.start;
     while first < range.end {
-        let (mut last, mut values) = (first + 1, sizes[first]);
-        while last < range.end && values + sizes[last] <= BUCKET {
-            values += sizes[last];
+        let (mut last, mut values) = (first + 1, vars[first].elem_count());
+        while last < range.end && values + vars[last].elem_count() <= BUCKET {
+            values += vars[last].elem_count();
             last += 1;
         }
         buckets.push(first..last);

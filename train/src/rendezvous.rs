@@ -6,6 +6,7 @@
 //! its file. When all have, the first removes the folder.
 
 use crate::error::{Result, TrainError};
+use crate::folder::write_whole;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -16,14 +17,14 @@ use std::{fs, io, thread};
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a rank says.
-#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Guest {
     number: u64,
     heard: Option<String>,
 }
 
 /// What the first rank answers.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Answer {
     word: String,
     /// Of the ranks from the second on, 0 for who is not there yet.
@@ -68,7 +69,7 @@ pub(crate) fn agree(
         }
     }
     let word = draw()?;
-    let mut answer = Answer { word: word.clone(), numbers: vec![0; size - 1] };
+    let mut answer = Answer { word: word.clone(), numbers: Vec::new() };
     loop {
         let guests = (1..size).map(|rank| read::<Guest>(folder, &format!("rank-{rank}.json")));
         let guests: Vec<Guest> = guests.map(Option::unwrap_or_default).collect();
@@ -77,8 +78,11 @@ pub(crate) fn agree(
         if Instant::now() > end {
             return Err(late(missing + 1));
         }
-        answer.numbers = guests.iter().map(|guest| guest.number).collect();
-        write(folder, "word.json", &answer)?;
+        let numbers: Vec<u64> = guests.iter().map(|guest| guest.number).collect();
+        if numbers != answer.numbers {
+            answer.numbers = numbers;
+            write(folder, "word.json", &answer)?;
+        }
         thread::sleep(PAUSE);
     }
     fs::remove_dir_all(folder).map_err(TrainError::io(folder))?;
@@ -91,12 +95,9 @@ fn read<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> {
 }
 
 fn write(folder: &Path, name: &str, value: &impl Serialize) -> Result<()> {
-    let (path, beside) = (folder.join(name), folder.join(format!("{name}.partial")));
-    serde_json::to_vec(value)
-        .map_err(io::Error::other)
-        .and_then(|bytes| fs::write(&beside, bytes))
-        .and_then(|()| fs::rename(&beside, &path))
-        .map_err(TrainError::io(&path))
+    let path = folder.join(name);
+    let bytes = serde_json::to_vec(value).map_err(io::Error::other);
+    write_whole(&path, &bytes.map_err(TrainError::io(&path))?)
 }
 
 #[cfg(test)]

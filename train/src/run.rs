@@ -4,7 +4,7 @@ use crate::config::TrainConfig;
 use crate::data::check_mixable;
 use crate::error::{Result, TrainError};
 use crate::feed::Feed;
-use crate::folder::{MetricsFile, RunFolder};
+use crate::folder::{MetricsFile, RunFolder, write_whole};
 use crate::metrics::{Line, Window};
 use crate::ranks::sum_numbers;
 use crate::tensorboard::{EventFile, Picture};
@@ -184,12 +184,9 @@ impl<'a> Log<'a> {
 
     fn picture(&mut self, step: u64, picture: &Picture) -> Result<()> {
         let path = self.folder.samples(step);
-        let beside = path.with_extension("partial");
         let folder = path.parent().unwrap_or(self.folder.root());
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&beside, &picture.png))
-            .and_then(|()| fs::rename(&beside, &path))
-            .map_err(TrainError::io(&path))?;
+        fs::create_dir_all(folder).map_err(TrainError::io(&path))?;
+        write_whole(&path, &picture.png)?;
         self.events.image(step, "samples", picture)
     }
 }

@@ -108,25 +108,33 @@ fn adamw_error(device: &Device, seed: u64) -> Result<Option<f64>> {
     }
     let mut error = 0f64;
     for (i, ([p, m, v], _, [a, b])) in tensors.iter().enumerate() {
-        let [p0, g0, m0, v0, a0, b0] = &drawn[i];
-        let got = [p, m, v, a, b].map(Tensor::to_vec1::<f32>);
-        for (k, got) in got.into_iter().enumerate() {
-            for (j, got) in got?.into_iter().enumerate() {
-                let wide = |values: &[f32]| f64::from(values[j]);
-                let g = if i == 2 { 0.0 } else { wide(g0) * f64::from(rates.grad_scale) };
-                let (beta1, beta2) = (f64::from(rates.beta1), f64::from(rates.beta2));
-                let m = beta1 * wide(m0) + (1.0 - beta1) * g;
-                let v = beta2 * wide(v0) * wide(v0) + (1.0 - beta2) * g * g;
-                let root = v.sqrt() * f64::from(rates.second) + f64::from(rates.eps);
-                let p = wide(p0) * f64::from(rates.keep) - f64::from(rates.step) * m / root;
-                let to = |average: f64, share: f32| average + f64::from(share) * (p - average);
-                let want = [p, m, v, to(wide(a0), shares[0]), to(wide(b0), shares[1])][k];
-                let off = (f64::from(got) - want).abs() / want.abs().max(1.0);
+        let got =
+            [p, m, v, a, b].map(Tensor::to_vec1::<f32>).into_iter().collect::<Result<Vec<_>>>()?;
+        for j in 0..sizes[i] {
+            let [p, g, m, v, a, b] = std::array::from_fn(|k| f64::from(drawn[i][k][j]));
+            let want =
+                adamw_step(&rates, shares, [p, if i == 2 { 0.0 } else { g }, m, v * v, a, b]);
+            for (want, got) in want.into_iter().zip(&got) {
+                let off = (f64::from(got[j]) - want).abs() / want.abs().max(1.0);
                 error = if off.is_nan() { f64::INFINITY } else { error.max(off) };
             }
         }
     }
     Ok(Some(error))
+}
+
+/// A parameter, its moments and two averages after an update; `before` has the gradient second.
+fn adamw_step(rates: &AdamW, shares: [f32; 2], before: [f64; 6]) -> [f64; 5] {
+    let [p, g, m, v, a, b] = before;
+    let AdamW { beta1, beta2, step, second, eps, keep, grad_scale } = *rates;
+    let [beta1, beta2, step, second] = [beta1, beta2, step, second].map(f64::from);
+    let [eps, keep, grad_scale] = [eps, keep, grad_scale].map(f64::from);
+    let g = g * grad_scale;
+    let m = beta1 * m + (1.0 - beta1) * g;
+    let v = beta2 * v + (1.0 - beta2) * g * g;
+    let p = p * keep - step * m / (v.sqrt() * second + eps);
+    let [a, b] = [(a, shares[0]), (b, shares[1])].map(|(a, share)| a + f64::from(share) * (p - a));
+    [p, m, v, a, b]
 }
 
 fn cases(seed: u64) -> Vec<Case> {

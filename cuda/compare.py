@@ -51,6 +51,9 @@ for group, values in tensors(cpu).items():
     check(f"{group} after 6 steps, one resume", values, theirs[group], 1e-5)
 for group, values in tensors(other, "ranks").items():
     check(f"{group} after 6 steps on two ranks, one resume", tensors(cpu)[group], values, 1e-5)
+wrong = losses(other, "unwaited")[:1] if (other / "unwaited/metrics.jsonl").exists() else []
+print("two ranks whose streams do not wait for each other: loss", wrong or "of a crash")
+failed |= any(abs(loss / losses(cpu)[0] - 1) < 1e-3 for loss in wrong)
 check("losses of 6 steps in bf16, recomputed", losses(cpu, "bf16"), losses(other, "bf16"), 1e-2)
 check("model after them", tensors(cpu, "bf16")["model"], tensors(other, "bf16")["model"], 1e-2)
 check("samples, levels of 255", np.load(cpu / "samples.npz")["arr_0"], np.load(other / "samples.npz")["arr_0"], 1.5 / 255)

@@ -39,14 +39,14 @@ impl DeviceChoice {
             Self::Cpu => Ok(Device::Cpu),
             Self::Auto => {
                 let number = local_rank();
-                let gpu = match Device::new_cuda(number) {
+                let gpu = match Device::new_cuda_with_stream(number) {
                     // Where a launcher shows each process its own GPU alone, that is the first.
-                    Err(_) if number > 0 => Device::new_cuda(0),
+                    Err(_) if number > 0 => Device::new_cuda_with_stream(0),
                     gpu => gpu,
                 };
                 Ok(gpu.unwrap_or(Device::Cpu))
             }
-            Self::Cuda(number) if cuda_is_available() => Device::new_cuda(number)
+            Self::Cuda(number) if cuda_is_available() => Device::new_cuda_with_stream(number)
                 .map_err(|error| anyhow!("cuda:{number}: {}", reason(&error.to_string()))),
             Self::Cuda(number) => bail!("cuda:{number}: this lapflow was built without CUDA"),
         }

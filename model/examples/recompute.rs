@@ -35,7 +35,8 @@ fn main() -> Result<(), Error> {
     {
         var.set(&var.affine(0.0, 0.01)?)?;
     }
-    net.train_blocks(mode == "recomputed", Precision::F32);
+    let (sender, blocks) = std::sync::mpsc::channel();
+    net.train_blocks(mode == "recomputed", Precision::F32, sender);
     let x: Vec<Tensor> = (0..levels)
         .map(|k| {
             let count = 4 * (side >> k) * (side >> k);
@@ -48,7 +49,7 @@ fn main() -> Result<(), Error> {
     let out = net.forward(&x, &Tensor::new(&[0.75f32], &Device::Cpu)?, None)?;
     let parts: Vec<Tensor> = out.iter().map(|v| v.sqr()?.mean_all()).collect::<Result<_, _>>()?;
     let gradients = Tensor::stack(&parts, 0)?.sum_all()?.backward()?;
-    let blocks = net.block_gradients();
+    let blocks: Vec<_> = blocks.try_iter().flatten().collect();
     let seconds = start.elapsed().as_secs_f64();
     let mut sum = 0f64;
     for (_, var) in params.iter() {

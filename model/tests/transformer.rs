@@ -99,17 +99,18 @@ fn golden_files() -> Vec<PathBuf> {
 
 #[test]
 fn outputs_and_gradients_agree_with_pytorch() {
-    compare_with_pytorch(|_| {});
+    compare_with_pytorch(None);
 }
 
 /// The backward pass of a block written by hand, with kept and with recomputed activations.
 #[test]
 fn training_blocks_agree_with_pytorch() {
-    compare_with_pytorch(|net| net.train_blocks(false, Precision::F32));
-    compare_with_pytorch(|net| net.train_blocks(true, Precision::F32));
+    compare_with_pytorch(Some(false));
+    compare_with_pytorch(Some(true));
 }
 
-fn compare_with_pytorch(prepare: impl Fn(&mut Transformer)) {
+/// With blocks by Candle's tape, or by hand with kept or recomputed activations.
+fn compare_with_pytorch(recompute: Option<bool>) {
     let files = golden_files();
     assert_eq!(files.len(), 15);
     let (mut worst_output, mut worst_gradient) = (0f64, 0f64);
@@ -120,7 +121,10 @@ fn compare_with_pytorch(prepare: impl Fn(&mut Transformer)) {
             serde_json::from_str(&header.metadata().as_ref().unwrap()["case"]).unwrap();
         let golden = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
         let (mut net, params) = hashed_network(&case);
-        prepare(&mut net);
+        let (sender, blocks) = std::sync::mpsc::channel();
+        if let Some(recompute) = recompute {
+            net.train_blocks(recompute, Precision::F32, sender);
+        }
 
         let levels: Vec<Tensor> = (case.finest..case.levels)
             .map(|k| hashed(&format!("x{k}"), &[BATCH, CHANNELS, SIZE >> k, SIZE >> k], 1.5))
@@ -136,7 +140,7 @@ fn compare_with_pytorch(prepare: impl Fn(&mut Transformer)) {
             loss = (loss + (v * weight).unwrap().sum_all().unwrap()).unwrap();
         }
         let grads = loss.backward().unwrap();
-        let blocks: HashMap<_, _> = net.block_gradients().into_iter().collect();
+        let blocks: HashMap<_, _> = blocks.try_iter().flatten().collect();
         let gradient = |var: &candle_core::Var| match (grads.get(var), blocks.get(&var.id())) {
             (Some(_), Some(_)) => panic!("two gradients of one parameter"),
             (tape, block) => tape.or(block).cloned(),

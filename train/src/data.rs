@@ -88,7 +88,7 @@ pub fn check_mixable(first: &Dataset, other: &Dataset) -> Result<()> {
     Ok(())
 }
 
-/// A batch as `count` normalized levels, which may be others than the dataset's. `first` is the
+/// A batch as `count` normalized levels on the CPU, which may be others than the dataset's. `first` is the
 /// number of the step's first sample among all that the run draws.
 ///
 /// # Errors
@@ -99,12 +99,11 @@ pub fn samples(
     normalization: &Normalization,
     classes: usize,
     first: u64,
-    device: &Device,
 ) -> Result<Samples> {
     let raw = batch
         .levels
         .iter()
-        .map(|level| tensor(level, batch.ids.len(), device))
+        .map(|level| tensor(level, batch.ids.len()))
         .collect::<Result<Vec<_>>>()?;
     let levels = normalization.apply(&raw)?;
     let levels = match levels.len() == count {
@@ -117,7 +116,7 @@ pub fn samples(
     Ok(Samples { levels, labels, indices })
 }
 
-fn tensor(level: &LevelBatch, batch: usize, device: &Device) -> Result<Tensor> {
+fn tensor(level: &LevelBatch, batch: usize) -> Result<Tensor> {
     let shape = (batch, level.spec.channels, level.spec.height, level.spec.width);
-    Ok(Tensor::from_vec(level.dtype.decode(&level.data), shape, device)?)
+    Ok(Tensor::from_vec(level.dtype.decode(&level.data), shape, &Device::Cpu)?)
 }

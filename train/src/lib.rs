@@ -33,8 +33,10 @@ mod adamw;
 mod config;
 mod data;
 mod error;
+mod examples;
 mod feed;
 mod folder;
+mod gradients;
 mod loss;
 mod metrics;
 #[cfg(feature = "mpi")]
@@ -46,6 +48,7 @@ mod ranks;
 #[cfg(any(feature = "nccl", test))]
 mod rendezvous;
 mod run;
+mod staging;
 pub mod synthetic;
 mod tensorboard;
 mod trainer;
@@ -54,7 +57,7 @@ pub use config::{Normalize, Schedule, Source, Stages, Times, TrainConfig};
 pub use data::geometry;
 pub use error::{Result, TrainError};
 pub use folder::RunFolder;
-pub use loss::{GroupLoss, Loss, Samples, StageGroup};
+pub use loss::{GroupLoss, Loss, Part, Samples, StageGroup};
 pub use metrics::Line;
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;

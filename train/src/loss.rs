@@ -5,6 +5,7 @@ use crate::config::{Stages, Times, TrainConfig};
 use crate::error::Result;
 use candle_core::{Device, Tensor};
 use lapflow_model::flow::{Example, Flow, image_rng};
+use lapflow_model::kernels::Upload;
 use lapflow_model::net::Transformer;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -34,6 +35,40 @@ pub struct StageGroup {
     pub stage: usize,
     /// The samples of the batch.
     pub samples: Range<usize>,
+}
+
+/// Examples of one group, all that is random of them drawn.
+pub struct Part {
+    /// The finest level trained.
+    pub stage: usize,
+    /// What the network sees and is to answer, `times` among it.
+    pub example: Example,
+    /// The same times as a tensor, `(b)`.
+    times: Tensor,
+    /// Labels `(b)`, those dropped as the null class; none of an unconditional model.
+    labels: Option<Tensor>,
+}
+
+impl Part {
+    /// How many examples.
+    pub fn count(&self) -> usize {
+        self.example.times.len()
+    }
+
+    /// The same on the device of `upload`.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn uploaded(self, upload: &mut Upload) -> Result<Self> {
+        let Example { states, targets, times } = &self.example;
+        let mut all = |tensors: &[Tensor]| -> Result<Vec<Tensor>> {
+            Ok(tensors.iter().map(|x| upload.upload(x)).collect::<lapflow_model::Result<_>>()?)
+        };
+        let (states, targets) = (all(states)?, all(targets)?);
+        let example = Example { states, targets, times: times.clone() };
+        let labels = self.labels.map(|labels| upload.upload(&labels)).transpose()?;
+        Ok(Self { stage: self.stage, example, times: upload.upload(&self.times)?, labels })
+    }
 }
 
 /// The loss of one group.
@@ -76,33 +111,36 @@ impl Loss<'_> {
         }
     }
 
-    /// The loss of `group` of `samples`.
+    /// The examples of `group` of `samples`, on the CPU as these.
     ///
     /// # Errors
-    /// When the samples do not fit the network.
-    pub fn evaluate(
-        &self,
-        net: &Transformer,
-        samples: &Samples,
-        group: &StageGroup,
-        device: &Device,
-    ) -> Result<GroupLoss> {
+    /// When the samples do not fit the method.
+    pub fn draw(&self, samples: &Samples, group: &StageGroup) -> Result<Part> {
         let indices = || samples.indices[group.samples.clone()].iter().copied();
         let part = |x: &Tensor| x.narrow(0, group.samples.start, group.samples.len());
         let (_, c, h, w) = samples.levels[0].dims4()?;
         let mut rngs: Vec<ChaCha8Rng> =
             indices().map(|i| image_rng(self.config.seed ^ NOISE, i)).collect();
-        let noise = self.flow.draw_noise(&mut rngs, [c, h, w], device)?;
+        let noise = self.flow.draw_noise(&mut rngs, [c, h, w], &Device::Cpu)?;
         let (times, dropped): (Vec<f64>, Vec<bool>) =
             indices().map(|i| self.draw_time(group.stage, i)).unzip();
 
         let data = samples.levels.iter().map(part).collect::<candle_core::Result<Vec<_>>>()?;
         let example = self.flow.example(group.stage, &data, &noise, &times)?;
-        let labels = self.labels(samples, group, &dropped, device)?;
+        let labels = self.labels(samples, group, &dropped)?;
         let times: Vec<f32> = example.times.iter().map(|&t| t as f32).collect();
-        let times = Tensor::new(times, device)?;
-        let answers = net.forward(&example.states, &times, labels.as_ref())?;
-        self.sum(&answers, &example, group.stage)
+        let times = Tensor::new(times, &Device::Cpu)?;
+        Ok(Part { stage: group.stage, example, times, labels })
+    }
+
+    /// The loss of `part`, which is on the network's device.
+    ///
+    /// # Errors
+    /// When the examples do not fit the network.
+    pub fn evaluate(&self, net: &Transformer, part: &Part) -> Result<GroupLoss> {
+        let Part { stage, example, times, labels } = part;
+        let answers = net.forward(&example.states, times, labels.as_ref())?;
+        self.sum(&answers, example, *stage)
     }
 
     fn sum(&self, answers: &[Tensor], example: &Example, stage: usize) -> Result<GroupLoss> {
@@ -145,7 +183,6 @@ impl Loss<'_> {
         samples: &Samples,
         group: &StageGroup,
         dropped: &[bool],
-        device: &Device,
     ) -> Result<Option<Tensor>> {
         if self.classes == 0 {
             return Ok(None);
@@ -155,6 +192,6 @@ impl Loss<'_> {
             .zip(dropped)
             .map(|(&label, &dropped)| if dropped { self.classes as u32 } else { label })
             .collect();
-        Ok(Some(Tensor::new(labels, device)?))
+        Ok(Some(Tensor::new(labels, &Device::Cpu)?))
     }
 }

@@ -6,8 +6,14 @@ use candle_core::{DType, Tensor, WithDType};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::environment::Universe;
+use mpi::request::{LocalScope, Request, scope};
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 use mpi::traits::{Equivalence, Root as _};
+use std::thread;
+use std::time::Duration;
+
+/// How often a rank that waits looks for the others.
+const POLL: Duration = Duration::from_micros(50);
 
 /// All processes of the job. MPI ends with it. Tensors travel through the host's memory.
 pub struct Mpi {
@@ -32,12 +38,18 @@ impl Mpi {
         let root = self.world.process_at_rank(0);
         if self.rank() == 0 {
             let mut sums = vec![T::default(); numbers.len()];
-            root.reduce_into_root(&numbers[..], &mut sums[..], SystemOperation::sum());
+            scope(|scope| {
+                let (ours, op) = (&numbers[..], SystemOperation::sum());
+                patiently(root.immediate_reduce_into_root(scope, ours, &mut sums[..], op));
+            });
             numbers = sums;
         } else {
-            root.reduce_into(&numbers[..], SystemOperation::sum());
+            scope(|scope| {
+                let op = SystemOperation::sum();
+                patiently(root.immediate_reduce_into(scope, &numbers[..], op));
+            });
         }
-        root.broadcast_into(&mut numbers[..]);
+        scope(|scope| patiently(root.immediate_broadcast_into(scope, &mut numbers[..])));
         Ok(Tensor::from_vec(numbers, values.shape(), values.device())?)
     }
 
@@ -48,8 +60,17 @@ impl Mpi {
     ) -> Result<Tensor> {
         let mut numbers = values.flatten_all()?.to_vec1::<T>()?;
         let root = i32::try_from(root).map_err(candle_core::Error::wrap)?;
-        self.world.process_at_rank(root).broadcast_into(&mut numbers[..]);
+        let root = self.world.process_at_rank(root);
+        scope(|scope| patiently(root.immediate_broadcast_into(scope, &mut numbers[..])));
         Ok(Tensor::from_vec(numbers, values.shape(), values.device())?)
+    }
+}
+
+/// Waits without keeping a core busy, which the backward pass has a use for.
+fn patiently<'a, D: ?Sized>(mut request: Request<'a, D, &LocalScope<'a>>) {
+    while let Err(unfinished) = request.test() {
+        request = unfinished;
+        thread::sleep(POLL);
     }
 }
 
@@ -62,17 +83,17 @@ impl Communicator for Mpi {
         usize::try_from(self.world.size()).unwrap_or(1)
     }
 
-    fn sum(&self, values: &Tensor) -> Result<Tensor> {
+    fn sum(&self, values: Tensor) -> Result<Tensor> {
         match values.dtype() {
-            DType::F64 => self.total::<f64>(values),
-            _ => self.total::<f32>(values),
+            DType::F64 => self.total::<f64>(&values),
+            _ => self.total::<f32>(&values),
         }
     }
 
-    fn broadcast(&self, values: &Tensor, root: usize) -> Result<Tensor> {
+    fn broadcast(&self, values: Tensor, root: usize) -> Result<Tensor> {
         match values.dtype() {
-            DType::F64 => self.values_of::<f64>(values, root),
-            _ => self.values_of::<f32>(values, root),
+            DType::F64 => self.values_of::<f64>(&values, root),
+            _ => self.values_of::<f32>(&values, root),
         }
     }
 

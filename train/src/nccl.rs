@@ -4,11 +4,11 @@ use crate::error::{Result, TrainError};
 use crate::ranks::Communicator;
 use crate::rendezvous::agree;
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::cuda_backend::cudarc::nccl::result::NcclError;
 use candle_core::cuda_backend::cudarc::nccl::safe::{Comm, Id, NcclType, ReduceOp};
 use candle_core::cuda_backend::{CudaDType, CudaStorage};
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor, bail};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Bytes of NCCL's id.
 const ID_BYTES: usize = 128;
 
-/// All processes of the job, one a GPU. Tensors travel between the GPUs on Candle's stream.
+/// All processes of the job, one a GPU.
+///
+/// Tensors travel between the GPUs in place and on a stream of their own, while Candle's stream goes on
+/// computing: cudarc's events of each piece of memory make one stream wait for the other.
 pub struct Nccl {
     comm: Comm,
     device: Device,
@@ -29,7 +32,8 @@ impl Nccl {
     /// # Errors
     /// When `device` is no GPU, another rank does not come, or NCCL refuses.
     pub fn join(device: &Device, rank: usize, size: usize, folder: &Path) -> Result<Self> {
-        let stream = device.as_cuda_device()?.cuda_stream();
+        let context = device.as_cuda_device()?.cuda_stream().context().clone();
+        let stream = context.new_stream().map_err(candle_core::Error::wrap)?;
         let word = agree(folder, rank, size, new_id, PATIENCE)?;
         let id = word.split(' ').filter_map(|byte| byte.parse::<u8>().ok());
         let id: Vec<_> = id.map(|byte| byte as std::ffi::c_char).collect();
@@ -39,9 +43,10 @@ impl Nccl {
         Ok(Self { comm, device: device.clone() })
     }
 
-    fn exchange(&self, values: &Tensor, exchange: Exchange) -> Result<Tensor> {
+    fn exchange(&self, values: Tensor, exchange: Exchange) -> Result<Tensor> {
         let values = values.to_device(&self.device)?.contiguous()?;
-        Ok(values.apply_op1_no_bwd(&Collective { comm: &self.comm, exchange })?)
+        values.inplace_op1(&Collective { comm: &self.comm, exchange })?;
+        Ok(values)
     }
 }
 
@@ -54,11 +59,11 @@ impl Communicator for Nccl {
         self.comm.world_size()
     }
 
-    fn sum(&self, values: &Tensor) -> Result<Tensor> {
+    fn sum(&self, values: Tensor) -> Result<Tensor> {
         self.exchange(values, Exchange::Sum)
     }
 
-    fn broadcast(&self, values: &Tensor, root: usize) -> Result<Tensor> {
+    fn broadcast(&self, values: Tensor, root: usize) -> Result<Tensor> {
         self.exchange(values, Exchange::From(root))
     }
 
@@ -92,46 +97,37 @@ struct Collective<'a> {
 }
 
 impl Collective<'_> {
-    fn of<T>(&self, storage: &CudaStorage, layout: &Layout) -> candle_core::Result<CudaStorage>
+    fn of<T>(&self, storage: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()>
     where
-        T: CudaDType + DeviceRepr + NcclType + ValidAsZeroBits,
+        T: CudaDType + DeviceRepr + NcclType,
     {
         let Some((start, end)) = layout.contiguous_offsets() else {
             bail!("NCCL wants contiguous tensors")
         };
-        let (device, ours) = (storage.device().clone(), storage.as_cuda_slice::<T>()?);
-        let ours = ours.slice(start..end);
-        let mut theirs = device.alloc_zeros::<T>(end - start)?;
+        let mut values = storage.as_cuda_slice_mut::<T>()?.slice_mut(start..end);
         let done = match self.exchange {
-            Exchange::Sum => self.comm.all_reduce(&ours, &mut theirs, &ReduceOp::Sum),
-            Exchange::From(root) => {
-                self.comm.broadcast(Some(&ours), &mut theirs, i32::try_from(root)?)
-            }
+            Exchange::Sum => self.comm.all_reduce_in_place(&mut values, &ReduceOp::Sum),
+            Exchange::From(root) => self.comm.broadcast_in_place(&mut values, i32::try_from(root)?),
         };
         done.map_err(|error| candle_core::Error::msg(refused(error)))?;
-        Ok(CudaStorage::wrap_cuda_slice(theirs, device))
+        Ok(())
     }
 }
 
-impl CustomOp1 for Collective<'_> {
+impl InplaceOp1 for Collective<'_> {
     fn name(&self) -> &'static str {
         "nccl"
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
         bail!("NCCL takes tensors on a GPU")
     }
 
-    fn cuda_fwd(
-        &self,
-        storage: &CudaStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let values = match storage.dtype() {
-            DType::F32 => self.of::<f32>(storage, layout)?,
-            DType::F64 => self.of::<f64>(storage, layout)?,
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        match storage.dtype() {
+            DType::F32 => self.of::<f32>(storage, layout),
+            DType::F64 => self.of::<f64>(storage, layout),
             other => bail!("ranks exchange f32 and f64, not {other:?}"),
-        };
-        Ok((values, layout.shape().clone()))
+        }
     }
 }

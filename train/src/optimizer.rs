@@ -127,7 +127,7 @@ impl Optimizer {
                     None => var.as_tensor().detach(),
                 };
                 if let Some(owner) = self.shares.iter().position(|share| share.contains(&i)) {
-                    tensor = ranks.broadcast(&tensor, owner)?;
+                    tensor = ranks.broadcast(tensor.copy()?, owner)?;
                 }
                 if first {
                     tensors.push((format!("{group}.{name}"), tensor.to_device(&Device::Cpu)?));

@@ -5,8 +5,10 @@ use candle_core::{Device, Tensor, Var};
 use lapflow_model::Params;
 use std::ops::Range;
 
-/// Values that travel at a time: 16 MiB of f32.
+/// The most values that travel at a time: 16 MiB of f32.
 const BUCKET: usize = 1 << 22;
+/// The fewest times that the values of all parameters travel in, so that some can while others are made.
+const BUCKETS: usize = 8;
 
 /// What ranks need of each other. All of them must call the same functions in the same order, with
 /// tensors of the same shape, f32 or f64.
@@ -17,17 +19,17 @@ pub trait Communicator {
     /// Processes that train together.
     fn size(&self) -> usize;
 
-    /// The sum of all ranks' `values`, bit for bit the same on each.
+    /// The sum of all ranks' `values`, bit for bit the same on each, perhaps in their memory.
     ///
     /// # Errors
     /// When another rank is gone.
-    fn sum(&self, values: &Tensor) -> Result<Tensor>;
+    fn sum(&self, values: Tensor) -> Result<Tensor>;
 
-    /// The `values` of rank `root`; those of the others are not looked at.
+    /// The `values` of rank `root`, perhaps in the memory of ours; those of the others are not looked at.
     ///
     /// # Errors
     /// When another rank is gone.
-    fn broadcast(&self, values: &Tensor, root: usize) -> Result<Tensor>;
+    fn broadcast(&self, values: Tensor, root: usize) -> Result<Tensor>;
 
     /// Ends the processes of all ranks, after an error in this one.
     fn abort(&self) -> !;
@@ -45,12 +47,12 @@ impl Communicator for Alone {
         1
     }
 
-    fn sum(&self, values: &Tensor) -> Result<Tensor> {
-        Ok(values.clone())
+    fn sum(&self, values: Tensor) -> Result<Tensor> {
+        Ok(values)
     }
 
-    fn broadcast(&self, values: &Tensor, _root: usize) -> Result<Tensor> {
-        Ok(values.clone())
+    fn broadcast(&self, values: Tensor, _root: usize) -> Result<Tensor> {
+        Ok(values)
     }
 
     fn abort(&self) -> ! {
@@ -64,30 +66,7 @@ pub(crate) fn sum_numbers(ranks: &dyn Communicator, numbers: &[f64]) -> Result<V
         return Ok(numbers.to_vec());
     }
     let numbers = Tensor::from_slice(numbers, numbers.len(), &Device::Cpu)?;
-    Ok(ranks.sum(&numbers)?.to_vec1()?)
-}
-
-/// Sums the gradients of all ranks in buckets; one that is absent here counts as zero.
-pub(crate) fn sum_gradients(
-    ranks: &dyn Communicator,
-    params: &Params,
-    grads: &mut [Option<Tensor>],
-) -> Result<()> {
-    if ranks.size() == 1 {
-        return Ok(());
-    }
-    let vars: Vec<&Var> = params.iter().map(|(_, var)| var).collect();
-    for bucket in buckets(&vars, 0..vars.len()) {
-        let parts = bucket.clone().map(|i| match &grads[i] {
-            Some(grad) => Ok(grad.clone()),
-            None => vars[i].zeros_like(),
-        });
-        let sums = ranks.sum(&joined(parts)?)?;
-        for (i, sum) in bucket.clone().zip(split(&sums, &vars[bucket])) {
-            grads[i] = Some(sum?);
-        }
-    }
-    Ok(())
+    Ok(ranks.sum(numbers)?.to_vec1()?)
 }
 
 /// Which parameters each rank holds the optimizer's state of: neighbours, about as many values a rank.
@@ -117,7 +96,7 @@ pub(crate) fn share_params(
     for (root, share) in shares.iter().enumerate() {
         for bucket in buckets(&vars, share.clone()) {
             let parts = vars[bucket.clone()].iter().map(|var| Ok(var.as_tensor().detach()));
-            let values = ranks.broadcast(&joined(parts)?, root)?;
+            let values = ranks.broadcast(joined(parts)?, root)?;
             if root != ranks.rank() {
                 let vars = &vars[bucket];
                 vars.iter()
@@ -129,14 +108,22 @@ pub(crate) fn share_params(
     Ok(())
 }
 
-/// All values in a row.
-fn joined(parts: impl Iterator<Item = candle_core::Result<Tensor>>) -> candle_core::Result<Tensor> {
+/// A copy of all values in a row.
+pub(crate) fn joined(
+    parts: impl Iterator<Item = candle_core::Result<Tensor>>,
+) -> candle_core::Result<Tensor> {
     let parts = parts.map(|part| part?.flatten_all()).collect::<candle_core::Result<Vec<_>>>()?;
-    Tensor::cat(&parts, 0)
+    match &parts[..] {
+        [part] => part.copy(),
+        parts => Tensor::cat(parts, 0),
+    }
 }
 
 /// What [`joined`] put together, in the shapes of `vars`.
-fn split(values: &Tensor, vars: &[&Var]) -> impl Iterator<Item = candle_core::Result<Tensor>> {
+pub(crate) fn split(
+    values: &Tensor,
+    vars: &[&Var],
+) -> impl Iterator<Item = candle_core::Result<Tensor>> {
     let mut end = 0;
     vars.iter().map(move |var| {
         end += var.elem_count();
@@ -144,13 +131,16 @@ fn split(values: &Tensor, vars: &[&Var]) -> impl Iterator<Item = candle_core::Re
     })
 }
 
-/// `range` in parts of at most [`BUCKET`] values, or of one parameter that has more.
-fn buckets(vars: &[&Var], range: Range<usize>) -> Vec<Range<usize>> {
+/// `range` in parts of at most [`BUCKET`] values and a [`BUCKETS`]th of all, or of one parameter that
+/// has more.
+pub(crate) fn buckets(vars: &[&Var], range: Range<usize>) -> Vec<Range<usize>> {
+    let total: usize = vars.iter().map(|var| var.elem_count()).sum();
+    let most = BUCKET.min(total.div_ceil(BUCKETS));
     let mut buckets = Vec::new();
     let mut first = range.start;
     while first < range.end {
         let (mut last, mut values) = (first + 1, vars[first].elem_count());
-        while last < range.end && values + vars[last].elem_count() <= BUCKET {
+        while last < range.end && values + vars[last].elem_count() <= most {
             values += vars[last].elem_count();
             last += 1;
         }

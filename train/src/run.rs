@@ -7,6 +7,7 @@ use crate::feed::Feed;
 use crate::folder::{MetricsFile, RunFolder, write_whole};
 use crate::metrics::{Line, Window};
 use crate::ranks::sum_numbers;
+use crate::staging::Staging;
 use crate::tensorboard::{EventFile, Picture};
 use crate::trainer::Trainer;
 use lapflow_model::checkpoint::Checkpoint;
@@ -79,7 +80,8 @@ pub fn run_session(
     for other in &session.others {
         check_mixable(dataset, other)?;
     }
-    let mut feed = Feed::open(trainer, dataset, &session.others, session.follow)?;
+    let feed = Feed::open(trainer, dataset, &session.others, session.follow)?;
+    let mut staging = Staging::start(feed, trainer)?;
     // The first of several ranks writes for all.
     let writes = trainer.ranks().rank() == 0;
     let mut log = writes.then(|| Log::open(folder, trainer)).transpose()?;
@@ -87,10 +89,9 @@ pub fn run_session(
     let (begin, mut images) = (Instant::now(), 0);
     while trainer.state().step < config.steps && !stopped(trainer, stop)? {
         let start = Instant::now();
-        let Some((batch, mixture)) = feed.next()? else { break };
+        let Some(staged) = staging.next(trainer)? else { break };
         let wait = start.elapsed().as_secs_f64();
-        let report = trainer.step(&batch).map_err(|error| with_checkpoint(error, folder))?;
-        trainer.set_mixture(mixture);
+        let report = trainer.take(staged).map_err(|error| with_checkpoint(error, folder))?;
         images += report.images as u64;
         window.add(&report, report.images, start.elapsed().as_secs_f64(), wait);
         let (step, last) = (report.step + 1, report.step + 1 == config.steps);

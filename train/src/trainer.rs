@@ -1,21 +1,28 @@
 //! The trainer: a network, its optimizer and where both stand.
 
+mod pass;
+
+use self::pass::Sums;
 use crate::config::TrainConfig;
-use crate::data::{geometry, normalization, samples};
+use crate::data::{geometry, normalization};
 use crate::error::{Result, TrainError};
-use crate::loss::{Loss, StageGroup};
+use crate::examples::{Drawing, Examples};
 use crate::optimizer::{Optimizer, square_sum};
-use crate::ranks::{Alone, Communicator, sum_gradients, sum_numbers};
+use crate::ranks::{Alone, Communicator};
+use crate::staging::Staged;
 use candle_core::{DType, Device, Tensor};
+use lapflow_model::Params;
 use lapflow_model::checkpoint::{Card, Checkpoint, VERSION};
-use lapflow_model::flow::{Flow, FlowConfig};
-use lapflow_model::net::{ModelConfig, Transformer, cost};
-use lapflow_model::{Params, on_pool};
+use lapflow_model::flow::FlowConfig;
+use lapflow_model::kernels::Upload;
+use lapflow_model::net::{Gradients, ModelConfig, Transformer, cost};
 use lapflow_store::{Batch, Dataset, LoaderState, MixtureState};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -37,8 +44,10 @@ pub struct Recipe {
 pub struct Trainer {
     recipe: Recipe,
     card: Card,
-    flow: Box<dyn Flow>,
+    drawing: Arc<Drawing>,
     net: Transformer,
+    /// What a backward pass sends of each block, and then an empty list at its end.
+    blocks: (Sender<Gradients>, Receiver<Gradients>),
     params: Params,
     optimizer: Optimizer,
     device: Device,
@@ -102,16 +111,6 @@ pub struct StepReport {
     pub not_finite: Option<String>,
 }
 
-/// What the parts of a batch add up to.
-struct Sums {
-    /// Samples of all ranks.
-    images: usize,
-    grads: Vec<Option<Tensor>>,
-    loss: f64,
-    levels: BTreeMap<(usize, usize), (f64, usize)>,
-    macs: f64,
-}
-
 impl Trainer {
     /// A fresh network for `dataset`.
     ///
@@ -162,13 +161,29 @@ impl Trainer {
         params: Params,
         device: &Device,
     ) -> Result<Self> {
-        net.train_blocks(recipe.train.recompute, recipe.train.precision);
+        let blocks = mpsc::channel();
+        net.train_blocks(recipe.train.recompute, recipe.train.precision, blocks.0.clone());
         let flow = recipe.flow.build()?;
         let optimizer = Optimizer::new(&params, &recipe.train)?;
         let stage_macs = cost(&card.model, &card.geometry, flow.as_ref()).segment_macs;
+        let (config, classes) = (recipe.train.clone(), card.classes.len());
+        let normalization = card.normalization.clone();
+        let drawing = Arc::new(Drawing { flow, config, classes, normalization });
         let (recipe, device, state) = (recipe.clone(), device.clone(), State::default());
         let ranks = Rc::new(Alone);
-        Ok(Self { recipe, card, flow, net, params, optimizer, device, stage_macs, state, ranks })
+        Ok(Self {
+            recipe,
+            card,
+            drawing,
+            net,
+            blocks,
+            params,
+            optimizer,
+            device,
+            stage_macs,
+            state,
+            ranks,
+        })
     }
 
     /// The same trainer as one of several ranks, each of which gets its share of every batch and,
@@ -217,8 +232,24 @@ impl Trainer {
     /// # Errors
     /// When the batch does not fit the network, or too many steps in a row were not finite.
     pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
+        let examples = self.examples(batch)?.uploaded(&mut Upload::new(&self.device)?)?;
+        self.take(Staged { examples, state: batch.state, mixture: None })
+    }
+
+    /// The examples of this rank's `batch` of the next step, on the CPU.
+    pub(crate) fn examples(&self, batch: &Batch) -> Result<Examples> {
+        self.drawing.examples(batch, self.state.step, self.ranks.size())
+    }
+
+    /// What draws the examples.
+    pub(crate) fn drawing(&self) -> Arc<Drawing> {
+        self.drawing.clone()
+    }
+
+    /// [`Trainer::step`] on examples that are on the device.
+    pub(crate) fn take(&mut self, staged: Staged) -> Result<StepReport> {
         let step = self.state.step;
-        let Sums { images, grads, loss, levels, macs } = self.gradients(batch)?;
+        let Sums { images, grads, loss, levels, macs } = self.gradients(&staged.examples)?;
         let squares = grads
             .iter()
             .map(|grad| grad.as_ref().map_or(Ok(0.0), square_sum))
@@ -235,78 +266,9 @@ impl Trainer {
         }
         let levels = levels.into_iter().map(|(k, (sum, count))| (k, sum / count as f64)).collect();
         let skipped = not_finite.is_some();
-        self.advance(batch, loss, not_finite.as_deref())?;
+        self.state.mixture = staged.mixture;
+        self.advance(staged.state, loss, not_finite.as_deref())?;
         Ok(StepReport { step, images, loss, levels, grad_norm, lr, macs, skipped, not_finite })
-    }
-
-    /// Loss and gradients of all ranks' samples, here part after part of this rank's.
-    fn gradients(&self, batch: &Batch) -> Result<Sums> {
-        let (config, step) = (&self.recipe.train, self.state.step);
-        let (classes, first) = (self.card.classes.len(), step * config.batch as u64);
-        let normalization = &self.card.normalization;
-        let samples =
-            samples(batch, self.flow.levels(), normalization, classes, first, &self.device)?;
-        let loss = Loss { flow: self.flow.as_ref(), config, classes };
-
-        let size = match self.ranks.size() {
-            1 => batch.ids.len(),
-            _ => config.batch,
-        };
-        let part_max = batch.ids.len().div_ceil(config.accumulate);
-        let grads = self.params.iter().map(|_| None).collect();
-        let mut sums = Sums { images: size, grads, loss: 0.0, levels: BTreeMap::new(), macs: 0.0 };
-        let groups = loss.groups(step, size, &batch.positions);
-        for group in groups.iter().flat_map(|group| parts(group, part_max)) {
-            let count = group.samples.len();
-            let share = count as f64 / size as f64;
-            let (net, device) = (&self.net, &self.device);
-            let (part, mut store) = on_pool(device, || {
-                let part = loss.evaluate(net, &samples, &group, device)?;
-                let store = (&part.total * share)?.backward()?;
-                Ok::<_, TrainError>((part, store))
-            })?;
-            sums.loss += share * scalar(&part.total)?;
-            sums.macs += 3.0 * (count as u64 * self.stage_macs[group.stage]) as f64;
-            for (k, error) in &part.levels {
-                let entry = sums.levels.entry((group.stage, *k)).or_default();
-                entry.0 += count as f64 * scalar(error)?;
-                entry.1 += count;
-            }
-            let mut blocks: HashMap<_, _> = self.net.block_gradients().into_iter().collect();
-            for (sum, (_, var)) in sums.grads.iter_mut().zip(self.params.iter()) {
-                let grad = store.remove(var).or_else(|| blocks.remove(&var.id()));
-                *sum = match (sum.take(), grad) {
-                    (Some(sum), Some(grad)) => Some((sum + grad)?),
-                    (sum, grad) => sum.or(grad),
-                };
-            }
-        }
-        self.sum_over_ranks(&mut sums)?;
-        Ok(sums)
-    }
-
-    fn sum_over_ranks(&self, sums: &mut Sums) -> Result<()> {
-        if self.ranks.size() == 1 {
-            return Ok(());
-        }
-        sum_gradients(self.ranks.as_ref(), &self.params, &mut sums.grads)?;
-        // Ranks may have seen other stages: a place for every (stage, level).
-        let count = self.flow.levels();
-        let mut flat = vec![0.0; 2 * count * count];
-        for ((stage, level), (sum, samples)) in &sums.levels {
-            let place = 2 * (stage * count + level);
-            (flat[place], flat[place + 1]) = (*sum, *samples as f64);
-        }
-        flat.extend([sums.loss, sums.macs]);
-        let flat = sum_numbers(self.ranks.as_ref(), &flat)?;
-        (sums.loss, sums.macs) = (flat[flat.len() - 2], flat[flat.len() - 1]);
-        sums.levels = flat[..2 * count * count]
-            .chunks_exact(2)
-            .enumerate()
-            .filter(|(_, pair)| pair[1] > 0.0)
-            .map(|(i, pair)| ((i / count, i % count), (pair[0], pair[1] as usize)))
-            .collect();
-        Ok(())
     }
 
     /// The name of the first thing that is not finite.
@@ -328,10 +290,10 @@ impl Trainer {
         Some(format!("gradient of {name}"))
     }
 
-    fn advance(&mut self, batch: &Batch, loss: f64, not_finite: Option<&str>) -> Result<()> {
+    fn advance(&mut self, loader: LoaderState, loss: f64, not_finite: Option<&str>) -> Result<()> {
         let step = self.state.step;
         self.state.step += 1;
-        self.state.loader = batch.state;
+        self.state.loader = loader;
         let Some(what) = not_finite else {
             self.state.skipped_in_a_row = 0;
             self.state.interval.0 += loss;
@@ -348,11 +310,6 @@ impl Trainer {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Where a mixture of datasets stands after the latest step.
-    pub(crate) fn set_mixture(&mut self, state: Option<MixtureState>) {
-        self.state.mixture = state;
     }
 
     /// Ends the interval whose mean loss judges a checkpoint; whether it is the best so far.
@@ -431,17 +388,4 @@ fn same<T: PartialEq + Serialize>(what: &'static str, checkpoint: &T, here: &T) 
     }
     let text = |value: &T| serde_json::to_string(value).unwrap_or_default();
     Err(TrainError::Mismatch { what, checkpoint: text(checkpoint), here: text(here) })
-}
-
-fn scalar(value: &Tensor) -> Result<f64> {
-    Ok(f64::from(value.to_scalar::<f32>()?))
-}
-
-/// `group` in parts of at most `part_max` samples.
-fn parts(group: &StageGroup, part_max: usize) -> impl Iterator<Item = StageGroup> {
-    let (stage, range) = (group.stage, group.samples.clone());
-    range
-        .clone()
-        .step_by(part_max)
-        .map(move |start| StageGroup { stage, samples: start..range.end.min(start + part_max) })
 }

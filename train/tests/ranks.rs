@@ -33,11 +33,7 @@ impl Threads {
 
 impl Threads {
     /// What `answer` makes of every rank's values.
-    fn exchange(
-        &self,
-        values: &Tensor,
-        answer: impl Fn(&[Vec<f64>]) -> Vec<f64>,
-    ) -> Result<Tensor> {
+    fn exchange(&self, values: Tensor, answer: impl Fn(&[Vec<f64>]) -> Vec<f64>) -> Result<Tensor> {
         let own = values.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
         *self.shared.parts[self.rank].lock().unwrap() = own;
         self.shared.barrier.wait();
@@ -58,7 +54,7 @@ impl Communicator for Threads {
         self.shared.parts.len()
     }
 
-    fn sum(&self, values: &Tensor) -> Result<Tensor> {
+    fn sum(&self, values: Tensor) -> Result<Tensor> {
         self.exchange(values, |parts| {
             parts.iter().skip(1).fold(parts[0].clone(), |sums, part| {
                 sums.iter().zip(part).map(|(sum, x)| sum + x).collect()
@@ -66,7 +62,7 @@ impl Communicator for Threads {
         })
     }
 
-    fn broadcast(&self, values: &Tensor, root: usize) -> Result<Tensor> {
+    fn broadcast(&self, values: Tensor, root: usize) -> Result<Tensor> {
         self.exchange(values, |parts| parts[root].clone())
     }
 

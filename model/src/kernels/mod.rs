@@ -25,6 +25,7 @@ mod panels;
 pub mod plain;
 mod rate;
 mod residual;
+mod upload;
 mod upsample;
 mod vector;
 
@@ -44,6 +45,7 @@ pub(crate) use norm::modulated_norm_backward;
 pub use rate::matrix_rate;
 pub use residual::gated_residual;
 pub(crate) use residual::gated_residual_backward;
+pub use upload::Upload;
 pub use upsample::upsample;
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};

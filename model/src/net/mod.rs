@@ -14,5 +14,6 @@ mod transformer;
 pub use config::{Geometry, ModelConfig, Part, Preset};
 pub(crate) use embed::positions;
 pub use flops::{Cost, cost};
+pub use layers::Gradients;
 pub use precision::Precision;
 pub use transformer::Transformer;

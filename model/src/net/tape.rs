@@ -8,23 +8,24 @@ use crate::kernels::TokenLayout;
 use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result as TensorResult, Shape, Tensor};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, Storage, backend::BackendStorage};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Runs blocks so that Candle sees one operation on a block's input and the conditioning.
 ///
 /// The gradients of the blocks' parameters cannot travel with those of the pass around them: they
-/// are gathered here.
+/// are sent from here, block after block.
 #[derive(Clone)]
 pub(crate) struct Tape {
-    gradients: Arc<Mutex<Gradients>>,
+    gradients: Sender<Gradients>,
     /// Whether a block keeps its input alone and runs again in the backward pass.
     recompute: bool,
     precision: Precision,
 }
 
 impl Tape {
-    pub fn new(recompute: bool, precision: Precision) -> Self {
-        Self { gradients: Arc::default(), recompute, precision }
+    pub fn new(recompute: bool, precision: Precision, gradients: Sender<Gradients>) -> Self {
+        Self { gradients, recompute, precision }
     }
 
     /// [`Block::forward`], on the tape.
@@ -43,11 +44,6 @@ impl Tape {
         let saved = Mutex::new(Some(saved.detach()).filter(|_| !self.recompute));
         let (block, layout, tape) = (block.clone(), layout.clone(), self.clone());
         Ok(x.apply_op2(silu_c, Step { block, layout, finest, output, saved, tape })?)
-    }
-
-    /// The gradients gathered since the last call.
-    pub fn take(&self) -> Gradients {
-        std::mem::take(&mut *self.gradients.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -131,8 +127,7 @@ impl CustomOp2 for Step {
                 &mut gradients,
             )
             .map_err(Error::wrap)?;
-        let mut all = self.tape.gradients.lock().unwrap_or_else(PoisonError::into_inner);
-        all.extend(gradients);
+        self.tape.gradients.send(gradients).map_err(Error::wrap)?;
         Ok((Some(dx), Some(dc)))
     }
 }

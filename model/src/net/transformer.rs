@@ -3,14 +3,15 @@
 use super::block::Block;
 use super::config::{Geometry, ModelConfig, Part};
 use super::embed::{Condition, patchify, positions, unpatchify};
-use super::layers::{Linear, PerLevel};
+use super::layers::{Gradients, Linear, PerLevel};
 use super::precision::Precision;
 use super::tape::Tape;
 use crate::error::{ModelError, Result};
 use crate::kernels::{TokenLayout, modulated_norm};
 use crate::params::{Init, Scope};
-use candle_core::{Tensor, TensorId};
+use candle_core::Tensor;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 /// The multi-scale DiT with a mixture of transformers.
 ///
@@ -60,19 +61,18 @@ impl Transformer {
         Ok(Self { embed, positions, condition, blocks, tape, head, geometry, patch, outputs })
     }
 
-    /// From now on blocks have backward passes written by hand, whose gradients are to be had from
-    /// [`Transformer::block_gradients`] and not from Candle's.
+    /// From now on blocks have backward passes written by hand, whose gradients go to `gradients`
+    /// and not to Candle's: those of one block's parameters at a time, the last block first.
     ///
     /// With `recompute`, a block keeps its input alone and runs again in the backward pass: a third
     /// more arithmetic for a small part of the memory. Their products are computed in `precision`.
-    pub fn train_blocks(&mut self, recompute: bool, precision: Precision) {
-        self.tape = Some(Tape::new(recompute, precision));
-    }
-
-    /// Gradients of the blocks' parameters, by the tensor's id, from the backward passes since the
-    /// last call; none unless [`Transformer::train_blocks`] was called.
-    pub fn block_gradients(&self) -> Vec<(TensorId, Tensor)> {
-        self.tape.as_ref().map(Tape::take).unwrap_or_default()
+    pub fn train_blocks(
+        &mut self,
+        recompute: bool,
+        precision: Precision,
+        gradients: Sender<Gradients>,
+    ) {
+        self.tape = Some(Tape::new(recompute, precision, gradients));
     }
 
     /// Velocities of the active levels.

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
 from safetensors.numpy import load_file
 
 failed = False
@@ -57,4 +58,7 @@ failed |= any(abs(loss / losses(cpu)[0] - 1) < 1e-3 for loss in wrong)
 check("losses of 6 steps in bf16, recomputed", losses(cpu, "bf16"), losses(other, "bf16"), 1e-2)
 check("model after them", tensors(cpu, "bf16")["model"], tensors(other, "bf16")["model"], 1e-2)
 check("samples, levels of 255", np.load(cpu / "samples.npz")["arr_0"], np.load(other / "samples.npz")["arr_0"], 1.5 / 255)
+check("model after the demo", tensors(cpu, "demo/run")["model"], tensors(other, "demo/run")["model"], 1e-3)
+pictures = [np.asarray(Image.open(run / "demo/samples.png"), np.float64) for run in (cpu, other)]
+check("its samples, levels of 255", *pictures, 1.5 / 255)
 sys.exit(failed)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs every kernel on the emulated GPU in three orders of threads and under AddressSanitizer, with
-# planted faults that must be found; then encodes, trains (one rank and two), resumes and samples on it
-# and on the CPU, and compares. Nothing here meets a GPU, but all calls of the CUDA path are made, and
+# planted faults that must be found; then encodes, trains (one rank and two), resumes, samples and runs
+# the demo on it and on the CPU, and compares. Nothing here meets a GPU, but all calls of the CUDA path are made, and
 # our kernels and Candle's compute.
 # Usage: cuda/emulated.sh [SCRATCH]          (needs cargo, g++ and uv)
 set -euo pipefail
@@ -71,6 +71,10 @@ for device in cpu cuda:0; do
   "$lapflow" --device "$device" sample "$run/run" --count 3 --out "$run/samples.npz"
   "$lapflow" train cuda/tiny.toml "${words[@]}" --set "train.folder=\"$run/bf16\"" \
     --set 'train.precision="bf16"' --set train.recompute=true 2>/dev/null
+  # The whole of the demo, small.
+  "$lapflow" --device "$device" demo --out "$run/demo" --pictures 2 --set data.size=16 --set model.width=16 \
+    --set model.depth=1 --set model.heads=2 --set model.patch=1 --set train.steps=3 --set train.batch=4 \
+    --set train.sample_every=0 --set sample.steps=1 --set 'sample.solver="euler"' --set sample.cfg=1.0
 done
 # Two ranks over the emulated NCCL, each with its share of the optimizer's state and a GPU of its own;
 # started as torchrun does.
@@ -90,6 +94,6 @@ ranks ranks --resume
 unset LD_LIBRARY_PATH
 if [ ! -x "$scratch/venv/bin/python" ]; then
   uv venv -q "$scratch/venv"
-  uv pip install -q --python "$scratch/venv/bin/python" numpy==2.3.5 safetensors==0.8.0 pyarrow==22.0.0
+  uv pip install -q --python "$scratch/venv/bin/python" numpy==2.3.5 safetensors==0.8.0 pyarrow==22.0.0 pillow==13.0.0
 fi
 "$scratch/venv/bin/python" cuda/compare.py "$scratch/run-cpu" "$scratch/run-cuda"

@@ -2,19 +2,9 @@
 //!
 //! Level 0 is the finest, level K-1 the coarsest. Exact up to rounding, and linear.
 
+use crate::kernels::pyramid_add_up;
+pub use crate::kernels::pyramid_down as down;
 use candle_core::{Result, Tensor, bail};
-
-/// Mean of each 2x2 block: `(b, c, h, w)` to `(b, c, h/2, w/2)`.
-///
-/// # Errors
-/// When a side is odd.
-pub fn down(x: &Tensor) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    if h % 2 != 0 || w % 2 != 0 {
-        bail!("pyramid: {h}x{w} cannot be halved")
-    }
-    x.reshape((b, c, h / 2, 2, w / 2, 2))?.mean((3, 5))
-}
 
 /// Each pixel repeated as a 2x2 block: `(b, c, h, w)` to `(b, c, 2h, 2w)`.
 pub fn up(x: &Tensor) -> Result<Tensor> {
@@ -35,7 +25,7 @@ pub fn split(x: &Tensor, levels: usize) -> Result<Vec<Tensor>> {
     let mut rest = x.clone();
     for _ in 1..levels {
         let coarse = down(&rest)?;
-        pyramid.push((&rest - up(&coarse)?)?);
+        pyramid.push(pyramid_add_up(&rest, &coarse, -1.0)?);
         rest = coarse;
     }
     pyramid.push(rest);
@@ -48,5 +38,5 @@ pub fn split(x: &Tensor, levels: usize) -> Result<Vec<Tensor>> {
 /// When there are none, or a level is not twice the size of the next.
 pub fn merge(pyramid: &[Tensor]) -> Result<Tensor> {
     let Some((coarsest, finer)) = pyramid.split_last() else { bail!("pyramid: no levels") };
-    finer.iter().rev().try_fold(coarsest.clone(), |y, level| level + up(&y)?)
+    finer.iter().rev().try_fold(coarsest.clone(), |y, level| pyramid_add_up(level, &y, 1.0))
 }

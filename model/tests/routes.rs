@@ -18,7 +18,7 @@ const BY_CANDLE: [(&str, &str); 6] = [
 ];
 
 /// What `doctor` calls the public operations.
-const CHECKED_AS: [(&str, &str); 8] = [
+const CHECKED_AS: [(&str, &str); 10] = [
     ("attention", "attention"),
     ("conv2d", "convolution"),
     ("gated_residual", "gated residual"),
@@ -26,6 +26,8 @@ const CHECKED_AS: [(&str, &str); 8] = [
     ("group_norm", "group norm"),
     ("linear", "linear"),
     ("modulated_norm", "modulated norm"),
+    ("pyramid_add_up", "pyramid up and add"),
+    ("pyramid_down", "pyramid down"),
     ("upsample", "upsampling"),
 ];
 

@@ -20,8 +20,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-/// Training pictures of each class.
-const PICTURES: u64 = 500;
 /// Samples of each class that are scored.
 const SCORED: usize = 16;
 /// Columns of the sample grid.
@@ -35,6 +33,9 @@ pub struct Args {
     /// Folder for everything that is made
     #[arg(long, default_value = "runs/demo")]
     out: PathBuf,
+    /// Training pictures of each class
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    pictures: u64,
     /// Replace one value of the demo preset, e.g. train.steps=100
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -61,7 +62,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut stages = Stages::default();
 
     let size = config.data.ingest.size;
-    stages.time("render", || write_set(&images, 0..PICTURES, size))?;
+    stages.time("render", || write_set(&images, 0..args.pictures, size))?;
     let encoded = stages.time("encode", || encode::encode(&config, Worker::ALONE, context))?;
     let trained =
         stages.time("train", || train::train(&config, true, false, context, Rc::new(Alone)))?;
@@ -85,7 +86,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 
     let page = out.join("report.html");
     let begin = Instant::now();
-    let first = vec![summary(&stages, &score, trained.images as f64 / trained.seconds)];
+    let images_per_second = trained.images as f64 / trained.seconds;
+    let first = vec![summary(args, &stages, &score, images_per_second)];
     report::write(&config.train.folder, &page, first, context)?;
     stages.0.push(("report", begin.elapsed().as_secs_f64()));
 
@@ -136,7 +138,7 @@ fn write_grid(samples: &[DynamicImage], path: &Path) -> Result<()> {
         .with_context(|| path.display().to_string())
 }
 
-fn summary(stages: &Stages, score: &score::Score, images_per_second: f64) -> Section {
+fn summary(args: &Args, stages: &Stages, score: &score::Score, images_per_second: f64) -> Section {
     let bars = stages.0.iter().map(|(name, seconds)| Bar {
         label: (*name).into(),
         value: *seconds,
@@ -155,7 +157,7 @@ fn summary(stages: &Stages, score: &score::Score, images_per_second: f64) -> Sec
             Block::Text(format!(
                 "{} pictures of {} cartoon animals were rendered, encoded to a dataset of pyramids, \
                  trained on, and drawn anew.",
-                PICTURES as usize * CLASSES.len(),
+                args.pictures as usize * CLASSES.len(),
                 CLASSES.len()
             )),
             Block::Facts(vec![

@@ -46,7 +46,7 @@ impl AdamW {
     pub fn update(&self, all: &[Moved], shares: &[f32]) -> Result<bool> {
         #[cfg(feature = "cuda")]
         if let Some(one) = all.first()
-            && super::has_kernels(one.param)
+            && super::cuda::has_kernels(one.param)
             && shares.len() <= super::cuda::AVERAGES_MAX
         {
             super::cuda::adamw(self, all, shares)?;

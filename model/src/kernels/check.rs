@@ -2,10 +2,11 @@
 //! `lapflow doctor` runs.
 
 use super::conv2d::conv2d_candle;
+use super::pyramid::{add_up_candle, down_candle};
 use super::upsample::upsample_candle;
 use super::{
     Activation, AdamW, ConvGeometry, Mask, Moved, TokenLayout, attention, conv2d, gated_residual,
-    gelu, group_norm, linear, modulated_norm, plain, upsample,
+    gelu, group_norm, linear, modulated_norm, plain, pyramid_add_up, pyramid_down, upsample,
 };
 use crate::flow::image_rng;
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -179,6 +180,15 @@ fn cases(seed: u64) -> Vec<Case> {
             move |t| plain::attention(&t[0], &k, heads, mask),
         ));
     }
+    let (h, w) = (rng.random_range(1..9), rng.random_range(1..40));
+    let (level, coarse): ([usize; 4], [usize; 4]) = ([2, 3, 2 * h, 2 * w], [2, 3, h, w]);
+    cases.push(case("pyramid down", &[&level], |t| pyramid_down(&t[0]), |t| down_candle(&t[0])));
+    cases.push(case(
+        "pyramid up and add",
+        &[&level, &coarse],
+        |t| pyramid_add_up(&t[0], &t[1], -1.0),
+        |t| add_up_candle(&t[0], &t[1], -1.0),
+    ));
     let image: &[usize] = &[2, 7, 9, 8];
     let geometry = ConvGeometry::same([3, 3]);
     let f32_only = [

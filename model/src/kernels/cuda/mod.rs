@@ -8,6 +8,7 @@ mod attention;
 mod elementwise;
 mod group_norm;
 mod modulation;
+mod pyramid;
 
 pub(super) use adamw::{AVERAGES_MAX, adamw};
 pub(super) use attention::{attention, attention_backward};
@@ -16,6 +17,7 @@ pub(super) use group_norm::{Groups, group_norm, group_norm_backward};
 pub(super) use modulation::{
     gated_residual, gated_residual_dm, modulated_norm, modulated_norm_dm, modulated_norm_dx,
 };
+pub(super) use pyramid::{pyramid_add_up, pyramid_down};
 
 use super::TokenLayout;
 use candle_core::cuda_backend::cudarc::driver::{

@@ -1,0 +1,58 @@
+"""How fast the rows train and sample, one after the other on a machine that does nothing else.
+
+    python timing.py ROW.. --autoencoder ENCODER DECODER --work DIR
+
+DIR is where run.py has run the rows (any seed). Their figures go to results/timing.json, which table.py reads.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import statistics
+import tomllib
+
+import run
+
+RESULTS = run.HERE / "results/timing.json"
+STEPS, EVERY = 40, 10  # the first of the lines warms up
+
+
+def timed(name, args):
+    work, folder = args.work, args.work / "timing"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    own = tomllib.loads((run.HERE / "rows" / f"{name}.toml").read_text())
+    machine = {
+        "data": {"source": str(work / "source-train"), "dataset": str(work / "dataset")},
+        "autoencoder": {"weights": [str(path.resolve()) for path in args.autoencoder]},
+        "train": own.pop("train", {}) | {"folder": str(folder / "run"), "steps": STEPS, "log_every": EVERY},
+    }
+    run.lapflow("train", run.HERE / "base.toml", *run.settings(own), *run.settings(machine))
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    trained = next(path for path in sorted(work.glob(f"{name}-[0-9]")) if (path / "run").exists())
+    tolerance = ["--solver", "dopri5", "--set", "rtol=1e-4", "--set", "atol=1e-4"]
+    sampled = run.lapflow(
+        "sample", trained / "run", "--count", run.TIMED, "--out", folder / "samples.npz", *tolerance,
+    )
+    return {
+        "training_images_per_second": statistics.mean(line["images_per_second"] for line in lines[1:]),
+        "seconds_an_image": 1 / sampled["images_per_second"],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("rows", nargs="+")
+    parser.add_argument("--autoencoder", type=pathlib.Path, nargs="+", required=True)
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in args.rows:
+        figures[name] = timed(name, args)
+        RESULTS.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+        print(name, figures[name], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -137,8 +137,14 @@ fn print(args: &Args, state: &Progress, card: &Card, context: &Context) -> Resul
             "macs_per_image": macs,
         });
         println!("{summary}");
-    } else {
+    } else if state.complete {
         println!("{}", args.out.display());
+    }
+    if !state.complete && state.found + state.drawn == state.total {
+        eprintln!(
+            "sample: this shard is done; the last one to finish makes {}",
+            args.out.display()
+        );
     }
     eprintln!(
         "sample: {} images in {:.1} s, {rate:.2} images/s; {nfe:.1} NFE, {:.1} passes of the network \

@@ -128,6 +128,7 @@ pub fn evaluate(
     config: &EvalConfig,
 ) -> Result<Evaluation> {
     let warnings = warnings(&samples, &reference, config)?;
+    one_space(&samples, &reference)?;
     let mut scores = Evaluation {
         fid: None,
         sfid: None,
@@ -165,6 +166,23 @@ pub fn evaluate(
         }
     }
     Ok(scores)
+}
+
+/// Latents of images of another size are no points of the same space.
+fn one_space(samples: &Summary, reference: &Summary) -> Result<()> {
+    let of = |side: &Summary| {
+        let size = side.content.as_ref().map(|c| format!(" from {}x{}", c.width, c.height));
+        format!("{} features an image{}", side.gaussian.mean.len(), size.unwrap_or_default())
+    };
+    if samples.gaussian.mean.len() == reference.gaussian.mean.len() {
+        return Ok(());
+    }
+    let (ours, theirs) = (of(reference), of(samples));
+    let reason = format!(
+        "{ours}, {} has {theirs}: images of one size are needed (`lapflow ingest --size`)",
+        samples.source.display()
+    );
+    Err(SampleError::file(&reference.source, reason))
 }
 
 fn spatial(side: &Summary) -> Result<&Gaussian> {

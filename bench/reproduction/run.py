@@ -60,33 +60,37 @@ def photos(folder, work):
         lapflow("ingest", source, "--size", 64, "--crop", "resize", "--out", out)
 
 
+def config(name, args, folder, **train):
+    """lapflow's words for row `name` trained in `folder`, with `train` in place of what the row says."""
+    own = tomllib.loads((HERE / "rows" / f"{name}.toml").read_text())
+    machine = {
+        "data": {"source": str(args.work / "source-train"), "dataset": str(args.work / "dataset")},
+        "autoencoder": {"weights": [str(path.resolve()) for path in args.autoencoder]},
+        "train": own.pop("train", {}) | {"folder": str(folder)} | train,
+    }
+    return [HERE / "base.toml", *settings(own), *settings(machine)]
+
+
+def sample_at_tolerance(trained, out):
+    tolerance = ["--solver", "dopri5", "--set", "rtol=1e-4", "--set", "atol=1e-4"]
+    out.unlink(missing_ok=True)
+    return lapflow("sample", trained, "--count", TIMED, "--out", out, *tolerance)
+
+
 def row(name, seed, args):
     work, run = args.work, args.work / f"{name}-{seed}"
     run.mkdir(exist_ok=True)
-    own = tomllib.loads((HERE / "rows" / f"{name}.toml").read_text())
-    machine = {
-        "data": {"source": str(work / "source-train"), "dataset": str(work / "dataset")},
-        "autoencoder": {"weights": [str(path.resolve()) for path in args.autoencoder]},
-        "train": {"folder": str(run / "run"), "seed": seed},
-    }
-    machine["train"] |= own.pop("train", {})
-    config = [HERE / "base.toml", *settings(own), *settings(machine)]
-    lapflow("encode", *config)
-    plan = once(run / "plan.json", lambda: lapflow("train", *config, "--dry-run"))
-    lapflow("train", *config, "--resume")
+    words = config(name, args, run / "run", seed=seed)
+    lapflow("encode", *words)
+    plan = once(run / "plan.json", lambda: lapflow("train", *words, "--dry-run"))
+    lapflow("train", *words, "--resume")
     drawn = run / "samples.npz"
     sampled = once(
         run / "sampled.json",
         lambda: lapflow("sample", run / "run", "--count", SAMPLES, "--out", drawn),
     )
 
-    def at_tolerance():
-        tolerance = ["--solver", "dopri5", "--set", "rtol=1e-4", "--set", "atol=1e-4"]
-        out = run / "timed.npz"
-        out.unlink(missing_ok=True)
-        return lapflow("sample", run / "run", "--count", TIMED, "--out", out, *tolerance)
-
-    timed = once(run / "timed.json", at_tolerance)
+    timed = once(run / "timed.json", lambda: sample_at_tolerance(run / "run", run / "timed.npz"))
     scores = once(run / "features.json", lambda: features.scores(drawn, work))
     weights = ["--autoencoder", *args.autoencoder]
     latent = {

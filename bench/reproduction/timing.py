@@ -10,7 +10,6 @@ import json
 import pathlib
 import shutil
 import statistics
-import tomllib
 
 import run
 
@@ -22,19 +21,10 @@ def timed(name, args):
     work, folder = args.work, args.work / "timing"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    own = tomllib.loads((run.HERE / "rows" / f"{name}.toml").read_text())
-    machine = {
-        "data": {"source": str(work / "source-train"), "dataset": str(work / "dataset")},
-        "autoencoder": {"weights": [str(path.resolve()) for path in args.autoencoder]},
-        "train": own.pop("train", {}) | {"folder": str(folder / "run"), "steps": STEPS, "log_every": EVERY},
-    }
-    run.lapflow("train", run.HERE / "base.toml", *run.settings(own), *run.settings(machine))
+    run.lapflow("train", *run.config(name, args, folder / "run", steps=STEPS, log_every=EVERY))
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     trained = next(path for path in sorted(work.glob(f"{name}-[0-9]")) if (path / "run").exists())
-    tolerance = ["--solver", "dopri5", "--set", "rtol=1e-4", "--set", "atol=1e-4"]
-    sampled = run.lapflow(
-        "sample", trained / "run", "--count", run.TIMED, "--out", folder / "samples.npz", *tolerance,
-    )
+    sampled = run.sample_at_tolerance(trained / "run", folder / "samples.npz")
     return {
         "training_images_per_second": statistics.mean(line["images_per_second"] for line in lines[1:]),
         "seconds_an_image": 1 / sampled["images_per_second"],

@@ -33,7 +33,8 @@ impl FromStr for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Opens the device.
+    /// Opens the device. A GPU with an explicit stream: CUDA's default one is each thread's own, and work of
+    /// several threads of ours would not be in order.
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),

@@ -2,8 +2,7 @@
 //!
 //! Level 0 is the finest, level K-1 the coarsest. Exact up to rounding, and linear.
 
-use crate::kernels::pyramid_add_up;
-pub use crate::kernels::pyramid_down as down;
+pub use crate::kernels::{pyramid_add_up as add_up, pyramid_down as down};
 use candle_core::{Result, Tensor, bail};
 
 /// Each pixel repeated as a 2x2 block: `(b, c, h, w)` to `(b, c, 2h, 2w)`.
@@ -25,7 +24,7 @@ pub fn split(x: &Tensor, levels: usize) -> Result<Vec<Tensor>> {
     let mut rest = x.clone();
     for _ in 1..levels {
         let coarse = down(&rest)?;
-        pyramid.push(pyramid_add_up(&rest, &coarse, -1.0)?);
+        pyramid.push(add_up(&rest, &coarse, -1.0)?);
         rest = coarse;
     }
     pyramid.push(rest);
@@ -38,5 +37,5 @@ pub fn split(x: &Tensor, levels: usize) -> Result<Vec<Tensor>> {
 /// When there are none, or a level is not twice the size of the next.
 pub fn merge(pyramid: &[Tensor]) -> Result<Tensor> {
     let Some((coarsest, finer)) = pyramid.split_last() else { bail!("pyramid: no levels") };
-    finer.iter().rev().try_fold(coarsest.clone(), |y, level| pyramid_add_up(level, &y, 1.0))
+    finer.iter().rev().try_fold(coarsest.clone(), |y, level| add_up(level, &y, 1.0))
 }

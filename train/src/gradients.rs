@@ -6,52 +6,61 @@ use crate::ranks::{Communicator, buckets, joined, split};
 use candle_core::{Tensor, TensorId, Var};
 use lapflow_model::Params;
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ops::Range;
 
-/// Gradients in the making.
-pub(crate) struct Gathering<'a> {
-    ranks: &'a dyn Communicator,
-    /// Parameters as their gradients come: the last block's, the one's before it, at last those of no
-    /// block. The same on every rank, as the order of their exchanges must be.
-    vars: Vec<&'a Var>,
+/// Parameters as their gradients come: the last block's, the one's before it, at last those of no block.
+/// The same on every rank, as the order of their exchanges must be.
+pub(crate) struct Arrival {
+    vars: Vec<Var>,
     /// Place among [`Params`] of each.
     places: Vec<usize>,
     by_id: HashMap<TensorId, usize>,
     /// Parameters of one block.
     block: usize,
+    /// What ranks exchange together; nothing of one rank.
+    buckets: Vec<Range<usize>>,
+}
+
+impl Arrival {
+    /// The order of `params`, exchanged by so many ranks.
+    pub fn new(params: &Params, ranks: usize) -> Self {
+        let mut arrival: Vec<_> = params
+            .iter()
+            .enumerate()
+            .map(|(place, (name, var))| (block_of(name), place, var.clone()))
+            .collect();
+        arrival.sort_by_key(|(block, ..)| (block.is_none(), Reverse(*block)));
+        let last = arrival.first().and_then(|(block, ..)| *block);
+        let block = arrival.iter().filter(|(block, ..)| block.is_some() && *block == last).count();
+        let places = arrival.iter().map(|(_, place, _)| *place).collect();
+        let vars: Vec<Var> = arrival.into_iter().map(|(.., var)| var).collect();
+        let by_id = vars.iter().enumerate().map(|(i, var)| (var.id(), i)).collect();
+        let buckets = if ranks > 1 { buckets(&vars, 0..vars.len()) } else { Vec::new() };
+        Self { vars, places, by_id, block, buckets }
+    }
+}
+
+/// Gradients in the making.
+pub(crate) struct Gathering<'a> {
+    ranks: &'a dyn Communicator,
+    arrival: &'a Arrival,
+    /// In the order of arrival.
     sums: Vec<Option<Tensor>>,
-    /// What the ranks have not exchanged yet.
-    buckets: VecDeque<Range<usize>>,
+    /// Buckets that the ranks have exchanged.
+    exchanged: usize,
 }
 
 impl<'a> Gathering<'a> {
-    /// No gradients yet of `params`.
-    pub fn new(ranks: &'a dyn Communicator, params: &'a Params) -> Self {
-        let mut arrival: Vec<_> = params.iter().enumerate().collect();
-        arrival.sort_by_key(|(_, (name, _))| (block_of(name).is_none(), Reverse(block_of(name))));
-        let last = arrival.first().and_then(|(_, (name, _))| block_of(name));
-        let of_last = |name: &str| last.is_some() && block_of(name) == last;
-        let vars: Vec<&Var> = arrival.iter().map(|(_, (_, var))| *var).collect();
-        let buckets = match ranks.size() {
-            1 => VecDeque::new(),
-            _ => buckets(&vars, 0..vars.len()).into(),
-        };
-        Self {
-            ranks,
-            places: arrival.iter().map(|(place, _)| *place).collect(),
-            by_id: vars.iter().enumerate().map(|(i, var)| (var.id(), i)).collect(),
-            block: arrival.iter().filter(|(_, (name, _))| of_last(name)).count(),
-            sums: vec![None; vars.len()],
-            vars,
-            buckets,
-        }
+    /// No gradients yet.
+    pub fn new(ranks: &'a dyn Communicator, arrival: &'a Arrival) -> Self {
+        Self { ranks, arrival, sums: vec![None; arrival.vars.len()], exchanged: 0 }
     }
 
     /// Adds gradients of parameters, by their tensors' ids.
     pub fn add(&mut self, gradients: impl IntoIterator<Item = (TensorId, Tensor)>) -> Result<()> {
         for (id, gradient) in gradients {
-            let Some(&i) = self.by_id.get(&id) else { continue };
+            let Some(&i) = self.arrival.by_id.get(&id) else { continue };
             self.sums[i] = Some(match self.sums[i].take() {
                 Some(sum) => (sum + gradient)?,
                 None => gradient,
@@ -62,27 +71,32 @@ impl<'a> Gathering<'a> {
 
     /// Nothing will be added any more to the last `count` blocks: sums them over the ranks.
     pub fn blocks_done(&mut self, count: usize) -> Result<()> {
-        self.exchange(count * self.block)
+        self.exchange(count * self.arrival.block)
     }
 
     /// The sums of all ranks, in the parameters' order; absent for zero.
     pub fn finish(mut self) -> Result<Vec<Option<Tensor>>> {
-        self.exchange(self.vars.len())?;
-        let mut sums: Vec<_> = self.places.into_iter().zip(self.sums).collect();
-        sums.sort_by_key(|(place, _)| *place);
-        Ok(sums.into_iter().map(|(_, sum)| sum).collect())
+        self.exchange(self.arrival.vars.len())?;
+        let mut sums = vec![None; self.sums.len()];
+        for (&place, sum) in self.arrival.places.iter().zip(self.sums) {
+            sums[place] = sum;
+        }
+        Ok(sums)
     }
 
     /// Sums the buckets that end before `end` over the ranks; a gradient that is absent counts as zero.
     fn exchange(&mut self, end: usize) -> Result<()> {
-        while let Some(bucket) = self.buckets.pop_front_if(|bucket| bucket.end <= end) {
-            let vars = &self.vars[bucket.clone()];
+        let arrival = self.arrival;
+        let ready = arrival.buckets[self.exchanged..].iter().take_while(|bucket| bucket.end <= end);
+        for bucket in ready {
+            let vars = &arrival.vars[bucket.clone()];
             let parts = self.sums[bucket.clone()].iter_mut().zip(vars);
             let parts = parts.map(|(sum, var)| sum.take().map_or_else(|| var.zeros_like(), Ok));
             let sums = self.ranks.sum(joined(parts)?)?;
-            for (sum, all) in self.sums[bucket].iter_mut().zip(split(&sums, vars)) {
+            for (sum, all) in self.sums[bucket.clone()].iter_mut().zip(split(&sums, vars)) {
                 *sum = Some(all?);
             }
+            self.exchanged += 1;
         }
         Ok(())
     }
@@ -147,7 +161,8 @@ mod tests {
         let (params, twins) = (params(), Twins(Cell::new(0)));
         let block = WIDTH * (WIDTH + 1);
         let gradient = |var: &Var, value: f32| Tensor::full(value, var.shape(), var.device());
-        let mut grads = Gathering::new(&twins, &params);
+        let arrival = Arrival::new(&params, 2);
+        let mut grads = Gathering::new(&twins, &arrival);
         for i in (0..BLOCKS).rev() {
             let name = |part: &str| format!("blocks.{i}.{part}");
             // Untied parts of a level that is not trained have no gradient.

@@ -92,7 +92,7 @@ pub(crate) fn share_params(
     params: &Params,
     shares: &[Range<usize>],
 ) -> Result<()> {
-    let vars: Vec<&Var> = params.iter().map(|(_, var)| var).collect();
+    let vars: Vec<Var> = params.iter().map(|(_, var)| var.clone()).collect();
     for (root, share) in shares.iter().enumerate() {
         for bucket in buckets(&vars, share.clone()) {
             let parts = vars[bucket.clone()].iter().map(|var| Ok(var.as_tensor().detach()));
@@ -122,7 +122,7 @@ pub(crate) fn joined(
 /// What [`joined`] put together, in the shapes of `vars`.
 pub(crate) fn split(
     values: &Tensor,
-    vars: &[&Var],
+    vars: &[Var],
 ) -> impl Iterator<Item = candle_core::Result<Tensor>> {
     let mut end = 0;
     vars.iter().map(move |var| {
@@ -133,7 +133,7 @@ pub(crate) fn split(
 
 /// `range` in parts of at most [`BUCKET`] values and a [`BUCKETS`]th of all, or of one parameter that
 /// has more.
-pub(crate) fn buckets(vars: &[&Var], range: Range<usize>) -> Vec<Range<usize>> {
+pub(crate) fn buckets(vars: &[Var], range: Range<usize>) -> Vec<Range<usize>> {
     let total: usize = vars.iter().map(|var| var.elem_count()).sum();
     let most = BUCKET.min(total.div_ceil(BUCKETS));
     let mut buckets = Vec::new();

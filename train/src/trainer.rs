@@ -7,6 +7,7 @@ use crate::config::TrainConfig;
 use crate::data::{geometry, normalization};
 use crate::error::{Result, TrainError};
 use crate::examples::{Drawing, Examples};
+use crate::gradients::Arrival;
 use crate::optimizer::{Optimizer, square_sum};
 use crate::ranks::{Alone, Communicator};
 use crate::staging::Staged;
@@ -42,15 +43,16 @@ pub struct Recipe {
 /// Every random draw is keyed by the seed and the number of the step or sample, so a trainer
 /// restored from a checkpoint takes the same steps as one that never stopped.
 pub struct Trainer {
-    recipe: Recipe,
     card: Card,
     drawing: Arc<Drawing>,
     net: Transformer,
     /// What a backward pass sends of each block, and then an empty list at its end.
     blocks: (Sender<Gradients>, Receiver<Gradients>),
+    arrival: Arrival,
     params: Params,
     optimizer: Optimizer,
     device: Device,
+    upload: Upload,
     /// Multiply-accumulates of a sample's forward pass, by stage.
     stage_macs: Vec<u64>,
     state: State,
@@ -169,20 +171,20 @@ impl Trainer {
         let (config, classes) = (recipe.train.clone(), card.classes.len());
         let normalization = card.normalization.clone();
         let drawing = Arc::new(Drawing { flow, config, classes, normalization });
-        let (recipe, device, state) = (recipe.clone(), device.clone(), State::default());
-        let ranks = Rc::new(Alone);
+        let arrival = Arrival::new(&params, 1);
         Ok(Self {
-            recipe,
             card,
             drawing,
             net,
             blocks,
+            arrival,
             params,
             optimizer,
-            device,
+            device: device.clone(),
+            upload: Upload::new(device)?,
             stage_macs,
-            state,
-            ranks,
+            state: State::default(),
+            ranks: Rc::new(Alone),
         })
     }
 
@@ -190,8 +192,9 @@ impl Trainer {
     /// where `train.shard_optimizer` says so, holds its share of the optimizer's state.
     #[must_use]
     pub fn among(self, ranks: Rc<dyn Communicator>) -> Self {
-        let mut trainer = Self { ranks, ..self };
-        if trainer.recipe.train.shard_optimizer {
+        let arrival = Arrival::new(&self.params, ranks.size());
+        let mut trainer = Self { arrival, ranks, ..self };
+        if trainer.config().shard_optimizer {
             trainer.optimizer.shard(&trainer.params, trainer.ranks.as_ref());
         }
         trainer
@@ -214,7 +217,7 @@ impl Trainer {
 
     /// The `[train]` section.
     pub fn config(&self) -> &TrainConfig {
-        &self.recipe.train
+        &self.drawing.config
     }
 
     /// The parameters.
@@ -232,7 +235,7 @@ impl Trainer {
     /// # Errors
     /// When the batch does not fit the network, or too many steps in a row were not finite.
     pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
-        let examples = self.examples(batch)?.uploaded(&mut Upload::new(&self.device)?)?;
+        let examples = self.examples(batch)?.uploaded(&mut self.upload)?;
         self.take(Staged { examples, state: batch.state, mixture: None })
     }
 
@@ -256,7 +259,7 @@ impl Trainer {
             .collect::<Result<Vec<f64>>>()?;
         let grad_norm = squares.iter().sum::<f64>().sqrt();
         let not_finite = self.not_finite(loss, &levels, &squares);
-        let (config, lr) = (&self.recipe.train, self.recipe.train.learning_rate(step));
+        let (config, lr) = (&self.drawing.config, self.drawing.config.learning_rate(step));
         if not_finite.is_none() {
             let clip = config.clip_norm;
             let scale = if clip > 0.0 && grad_norm > clip { clip / grad_norm } else { 1.0 };
@@ -305,7 +308,7 @@ impl Trainer {
         tracing::warn!(step, "the {what} is not finite: step skipped");
         let (what, checkpoint) = (what.to_string(), None);
         match self.state.skipped_in_a_row {
-            times if times >= self.recipe.train.skips_max => {
+            times if times >= self.config().skips_max => {
                 Err(TrainError::NotFinite { step, what, times, checkpoint })
             }
             _ => Ok(()),

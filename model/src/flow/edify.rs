@@ -61,8 +61,8 @@ impl Flow for Edify {
     fn enter(&self, k: usize, state: Vec<Tensor>, noise: &[Tensor]) -> Result<Vec<Tensor>> {
         let Some(coarse) = state.first() else { return Ok(vec![noise[k].clone()]) };
         let white = &noise[k];
-        let means = pyramid::up(&pyramid::down(white)?)?;
-        let fresh = ((white - means)? * self.path.sigma(self.segment(k).0))?;
-        Ok(vec![((pyramid::up(coarse)? * 0.5)? + fresh)?])
+        let fresh = pyramid::add_up(white, &pyramid::down(white)?, -1.0)?;
+        let fresh = (fresh * self.path.sigma(self.segment(k).0))?;
+        Ok(vec![pyramid::add_up(&fresh, coarse, 0.5)?])
     }
 }

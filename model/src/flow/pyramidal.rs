@@ -76,8 +76,8 @@ impl Pyramidal {
     /// # Errors
     /// When a side is odd.
     pub fn jump_noise(white: &Tensor) -> Result<Tensor> {
-        let means = pyramid::up(&pyramid::down(white)?)?;
-        Ok(((white - means)? * (1.0 + GAMMA).sqrt())?)
+        let fresh = pyramid::add_up(white, &pyramid::down(white)?, -1.0)?;
+        Ok((fresh * (1.0 + GAMMA).sqrt())?)
     }
 }
 
@@ -106,8 +106,8 @@ impl Flow for Pyramidal {
         let z = pyramid::merge(&data[k..])?;
         let start = match k + 1 < data.len() {
             true => {
-                let coarse = pyramid::up(&pyramid::merge(&data[k + 1..])?)?;
-                ((eps * stage.noise_start)? + (coarse * (1.0 - stage.noise_start))?)?
+                let coarse = pyramid::merge(&data[k + 1..])?;
+                pyramid::add_up(&(eps * stage.noise_start)?, &coarse, 1.0 - stage.noise_start)?
             }
             false => eps.clone(),
         };
@@ -120,7 +120,7 @@ impl Flow for Pyramidal {
         let Some(coarse) = state.first() else { return Ok(vec![noise[k].clone()]) };
         let stage = &self.stages[k];
         let jump = (Self::jump_noise(&noise[k])? * stage.beta)?;
-        Ok(vec![((pyramid::up(coarse)? * stage.alpha)? + jump)?])
+        Ok(vec![pyramid::add_up(&jump, coarse, stage.alpha)?])
     }
 
     fn rate(&self, k: usize) -> f64 {

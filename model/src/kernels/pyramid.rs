@@ -3,6 +3,7 @@
 use super::fresh::zeros;
 use super::vector::vectorized;
 use super::{output, values};
+use crate::pyramid::up;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
@@ -39,12 +40,9 @@ pub fn pyramid_add_up(level: &Tensor, coarse: &Tensor, factor: f64) -> Result<Te
     }
 }
 
+/// The kernels of the CPU are for f32 alone.
 fn has_kernel(x: &Tensor) -> bool {
-    #[cfg(feature = "cuda")]
-    if super::cuda::has_kernels(x) {
-        return true;
-    }
-    x.device().is_cpu() && x.dtype() == DType::F32
+    super::has_kernels(x) && (x.dtype() == DType::F32 || !x.device().is_cpu())
 }
 
 /// [`pyramid_down`] by Candle's operations.
@@ -55,9 +53,7 @@ pub(super) fn down_candle(x: &Tensor) -> Result<Tensor> {
 
 /// [`pyramid_add_up`] by Candle's operations.
 pub(super) fn add_up_candle(level: &Tensor, coarse: &Tensor, factor: f64) -> Result<Tensor> {
-    let (b, c, h, w) = coarse.dims4()?;
-    let up = coarse.reshape((b, c, h, 1, w, 1))?.broadcast_as((b, c, h, 2, w, 2))?;
-    level + (up.reshape((b, c, 2 * h, 2 * w))? * factor)?
+    level + (up(coarse)? * factor)?
 }
 
 struct Down;

@@ -4,11 +4,12 @@ use crate::error::Result;
 use candle_core::{Device, Tensor};
 #[cfg(feature = "cuda")]
 use {
+    super::with_values,
     candle_core::cuda_backend::cudarc::driver::{CudaStream, PinnedHostSlice},
     candle_core::cuda_backend::{CudaDevice, CudaStorage, WrapErr},
     candle_core::op::BackpropOp,
     candle_core::{DType, Storage},
-    std::collections::HashMap,
+    std::collections::{HashMap, hash_map::Entry},
     std::sync::Arc,
 };
 
@@ -67,16 +68,18 @@ impl Upload {
 #[cfg(feature = "cuda")]
 impl Cuda {
     fn upload(&mut self, tensor: &Tensor) -> candle_core::Result<Tensor> {
-        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-        let count = values.len();
-        if !self.pinned.contains_key(&count) {
-            // SAFETY: written below, before anything reads it.
-            let pinned = unsafe { self.stream.context().alloc_pinned::<f32>(count) }.w()?;
-            self.pinned.insert(count, pinned);
-        }
-        let Some(pinned) = self.pinned.get_mut(&count) else { unreachable!() };
+        let count = tensor.elem_count();
+        let pinned = match self.pinned.entry(count) {
+            Entry::Occupied(pinned) => pinned.into_mut(),
+            Entry::Vacant(place) => {
+                // SAFETY: written below, before anything reads it.
+                place.insert(unsafe { self.stream.context().alloc_pinned::<f32>(count) }.w()?)
+            }
+        };
         // Waits for the copy before this one, if that is still under way.
-        pinned.as_mut_slice().w()?.copy_from_slice(&values);
+        let memory = pinned.as_mut_slice().w()?;
+        let tensor = tensor.contiguous()?;
+        with_values("upload", [&tensor], |[values]| memory.copy_from_slice(values))?;
         // SAFETY: the copy fills all of it.
         let mut copy = unsafe { self.stream.alloc::<f32>(count) }.w()?;
         self.stream.memcpy_htod(&*pinned, &mut copy).w()?;

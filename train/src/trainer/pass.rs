@@ -39,7 +39,7 @@ impl Drop for End<'_> {
 impl Trainer {
     /// Loss and gradients of all ranks' samples, here part after part of this rank's.
     pub(super) fn gradients(&self, Examples { images, parts }: &Examples) -> Result<Sums> {
-        let mut grads = Gathering::new(self.ranks.as_ref(), &self.params);
+        let mut grads = Gathering::new(self.ranks.as_ref(), &self.arrival);
         let (mut total, mut levels, mut macs) = (0.0, BTreeMap::<_, (f64, usize)>::new(), 0.0);
         for (i, part) in parts.iter().enumerate() {
             let share = part.count() as f64 / *images as f64;

@@ -25,9 +25,11 @@ doctor() { # LIBRARIES ORDER: threads ascending (0), descending (1), shuffled (2
 }
 for order in 0 1 2; do doctor "$scratch" "$order"; done
 
-# Once more where every access outside of its memory, global or shared, ends the process.
+# Once more where every access outside of its memory, global or shared, ends the process, and every
+# misaligned one and other undefined behaviour.
+sanitize=address,undefined
 sanitized() { LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 doctor "$1" 0; }
-SANITIZE=address cuda/emulation/build.sh "$scratch/sanitized"
+SANITIZE=$sanitize cuda/emulation/build.sh "$scratch/sanitized"
 sanitized "$scratch/sanitized" 2>/dev/null | tail -n 1
 
 # faulty NAME FAULT: kernels with a fault, a sed script, in them.
@@ -49,12 +51,18 @@ for kernel in "attention.*f32" "attention.*bf16" "modulated norm" "gated residua
 done
 echo "with barriers removed: $(tail -n 1 "$scratch/barriers/log")"
 
-# One token too many of global memory; more of shared memory than was asked for.
-for fault in 's/token < end/token <= end/' 's/stride_of = D + 8/stride_of = D + 16/'; do
-  SANITIZE=address faulty outside "$fault"
+# Shared memory that was not written must be seen as such.
+faulty unwritten 's/if (threadIdx.x % WARP == 0) sums/if (threadIdx.x % WARP == 0 \&\& threadIdx.x > 0) sums/'
+if doctor "$scratch/unwritten" 0 >"$scratch/unwritten/log" 2>&1; then missed unwritten; fi
+grep -q "^group norm.*NaN.*WRONG" "$scratch/unwritten/log" || missed unwritten
+echo "shared memory unwritten: $(tail -n 1 "$scratch/unwritten/log")"
+
+# One token too many of global memory; more of shared memory than was asked for; misaligned rows in it.
+for fault in 's/token < end/token <= end/' 's/stride_of = D + 8/stride_of = D + 16/' 's/stride_of = D + 8/stride_of = D + 4/'; do
+  SANITIZE=$sanitize faulty outside "$fault"
   if sanitized "$scratch/outside" >"$scratch/outside/log" 2>&1; then missed "$fault"; fi
-  grep -qE "AddressSanitizer: (heap-buffer-overflow|use-after-poison)" "$scratch/outside/log" || missed "$fault"
-  echo "$fault: $(grep -m1 -o "AddressSanitizer: [a-z-]*" "$scratch/outside/log")"
+  found=$(grep -m1 -oE "AddressSanitizer: (heap-buffer-overflow|use-after-poison)|misaligned address" "$scratch/outside/log") || missed "$fault"
+  echo "$fault: $found"
 done
 
 for device in cpu cuda:0; do
@@ -64,11 +72,21 @@ for device in cpu cuda:0; do
     --set "data.dataset=\"$run/dataset\"" --set "train.folder=\"$run/run\"")
   [ "$device" = cpu ] || export LD_LIBRARY_PATH=$scratch
   "$lapflow" encode cuda/tiny.toml "${words[@]}" 2>/dev/null
+  # Where nothing waits for a copy, that must fail or be wrong.
+  [ "$device" = cpu ] || (EMU_NO_WAITS=1 "$lapflow" encode cuda/tiny.toml "${words[@]}" \
+    --set "data.dataset=\"$run/unwaited\"" || true) >/dev/null 2>&1
   # The network trains on the same latents on both.
   words+=(--set "data.dataset=\"$scratch/run-cpu/dataset\"")
   "$lapflow" train cuda/tiny.toml "${words[@]}" --set train.steps=3 2>/dev/null
   "$lapflow" train cuda/tiny.toml "${words[@]}" --resume 2>/dev/null
-  "$lapflow" --device "$device" sample "$run/run" --count 3 --out "$run/samples.npz"
+  LAPFLOW_LOG=info "$lapflow" --device "$device" sample "$run/run" --count 3 --out "$run/samples.npz" 2>"$run/sample.log"
+  # A GPU must have recorded the network's passes of both segments and repeated them.
+  if [ "$device" != cpu ]; then
+    grep -q "repeats what it has recorded shapes=2" "$run/sample.log" || missed "recordings"
+    EMU_NO_GRAPHS=1 "$lapflow" --device "$device" sample "$run/run" --count 3 --out "$run/unrecorded.npz" 2>"$run/sample.log"
+    grep -q "refuses to record" "$run/sample.log" || missed "a refused recording"
+    cmp "$run/samples.npz" "$run/unrecorded.npz"
+  fi
   "$lapflow" train cuda/tiny.toml "${words[@]}" --set "train.folder=\"$run/bf16\"" \
     --set 'train.precision="bf16"' --set train.recompute=true 2>/dev/null
   # The whole of the demo, small.

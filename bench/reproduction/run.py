@@ -46,8 +46,15 @@ def settings(tables):
             yield from ("--set", f"{section}.{key}={json.dumps(value)}")
 
 
-def photos(folder, work):
+def size_of(name):
+    """Pixels a side in row `name`; rows of one size share their photos and latents, in a folder of that name."""
+    base, own = (tomllib.loads((HERE / path).read_text()) for path in ("base.toml", f"rows/{name}.toml"))
+    return own.get("data", base["data"]).get("size", base["data"]["size"])
+
+
+def photos(folder, work, size):
     """Folders `source-PART` of links to the photos, and `photos-PART` of them cropped."""
+    work.mkdir(parents=True, exist_ok=True)
     names = sorted(folder.glob("*.jpg"))
     parts = {"train": names[::2], "held": names[1::2], "all": names}
     for part, paths in parts.items():
@@ -57,15 +64,15 @@ def photos(folder, work):
             if not (link := source / path.name).exists():
                 link.symlink_to(path.resolve())
         out = work / f"photos-{part}"
-        lapflow("ingest", source, "--size", 64, "--crop", "resize", "--out", out)
+        lapflow("ingest", source, "--size", size, "--crop", "resize", "--out", out)
 
 
-def config(name, args, folder, **train):
+def config(name, work, autoencoder, folder, **train):
     """lapflow's words for row `name` trained in `folder`, with `train` in place of what the row says."""
     own = tomllib.loads((HERE / "rows" / f"{name}.toml").read_text())
     machine = {
-        "data": {"source": str(args.work / "source-train"), "dataset": str(args.work / "dataset")},
-        "autoencoder": {"weights": [str(path.resolve()) for path in args.autoencoder]},
+        "data": own.pop("data", {}) | {"source": str(work / "source-train"), "dataset": str(work / "dataset")},
+        "autoencoder": {"weights": [str(path.resolve()) for path in autoencoder]},
         "train": own.pop("train", {}) | {"folder": str(folder)} | train,
     }
     return [HERE / "base.toml", *settings(own), *settings(machine)]
@@ -78,9 +85,11 @@ def sample_at_tolerance(trained, out):
 
 
 def row(name, seed, args):
-    work, run = args.work, args.work / f"{name}-{seed}"
+    work = args.work / str(size_of(name))
+    photos(args.photos, work, size_of(name))
+    run = work / f"{name}-{seed}"
     run.mkdir(exist_ok=True)
-    words = config(name, args, run / "run", seed=seed)
+    words = config(name, work, args.autoencoder, run / "run", seed=seed)
     lapflow("encode", *words)
     plan = once(run / "plan.json", lambda: lapflow("train", *words, "--dry-run"))
     lapflow("train", *words, "--resume")
@@ -119,10 +128,8 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    photos(args.photos, args.work)
     for name in args.rows:
         once(results / f"{name}-{args.seed}.json", lambda: row(name, args.seed, args))
         print(f"{name}, seed {args.seed}: done", flush=True)

@@ -18,10 +18,11 @@ STEPS, EVERY = 40, 10  # the first of the lines warms up
 
 
 def timed(name, args):
-    work, folder = args.work, args.work / "timing"
+    work = args.work / str(run.size_of(name))
+    folder = work / "timing"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    run.lapflow("train", *run.config(name, args, folder / "run", steps=STEPS, log_every=EVERY))
+    run.lapflow("train", *run.config(name, work, args.autoencoder, folder / "run", steps=STEPS, log_every=EVERY))
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     trained = next(path for path in sorted(work.glob(f"{name}-[0-9]")) if (path / "run").exists())
     sampled = run.sample_at_tolerance(trained / "run", folder / "samples.npz")

@@ -2,8 +2,8 @@
 # Builds a libcuda, libcublas, libcurand and libnccl that run our kernels and Candle's on the host, from their
 # source: for tests of the CUDA path on a machine without a GPU.
 # Usage: cuda/emulation/build.sh OUT [KERNELS]; then LD_LIBRARY_PATH=OUT lapflow --device cuda:0 ...
-# KERNELS is another folder for our kernels; SANITIZE=address in the environment finds what they touch
-# outside their memory (with LD_PRELOAD=libasan.so). What is in OUT and newer than its source stays.
+# KERNELS is another folder for our kernels; SANITIZE=address,undefined in the environment finds what
+# they touch outside their memory or misaligned (with LD_PRELOAD=libasan.so). What is in OUT and newer than its source stays.
 #
 # Device memory is host memory filled with NaN when it is allocated. Functions that are not
 # emulated say so and fail. Needs g++ and the crates in cargo's registry (cargo fetch).
@@ -15,7 +15,7 @@ objects=$out/objects
 source "$here/../crates.sh"
 kernels=$(crate candle-kernels)/src
 ours=${2:-$here/../../model/src/kernels/cuda}
-flags=(${SANITIZE:+-fsanitize=$SANITIZE} -std=c++17 -O2 -fno-strict-aliasing -fno-extern-tls-init -fPIC -w)
+flags=(${SANITIZE:+-fsanitize=$SANITIZE -fno-sanitize-recover=undefined} -std=c++17 -O2 -fno-strict-aliasing -fno-extern-tls-init -fPIC -w)
 device=(-fpermissive -DCUDA_EMU -D__CUDA_ARCH__=800 -D__CUDACC_VER_MAJOR__=13 -D__CUDACC_VER_MINOR__=0
   -I"$here/include" -I"$here" -include cuda_fp16.h -I"$kernels" -I"$ours")
 

@@ -1,5 +1,5 @@
 // Runs CUDA C++ kernels on the host for tests: one fiber per CUDA thread, blocks one after another.
-// Any number of OS threads may launch at the same time (all state is thread_local). g++ -std=c++17 -x c++ -DCUDA_EMU
+// One launch at a time: the driver sees to it. g++ -std=c++17 -x c++ -DCUDA_EMU
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <link.h>
+#include <map>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <utility>
@@ -20,8 +22,8 @@
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 #define __constant__ static const
-#define __shared__ thread_local            // at block scope: static, one per OS thread = one per running block
-// Backs `extern __shared__ T name[];`. A block finds NaN in it, and the sanitizer, where there is one, nothing behind what the launch asked for.
+#define __shared__ thread_local            // at block scope: static. Nothing else is thread_local, so that poison_shared finds them all
+// Backs `extern __shared__ T name[];`. The sanitizer, where there is one, finds nothing behind what the launch asked for.
 #define EMU_DYN_SHARED(T, name) thread_local T name[(227 * 1024) / sizeof(T)]; \
     static const bool emu_of_##name = (emu::shared_memory().push_back([] { return std::pair<void *, size_t>(name, sizeof name); }), true);
 #ifdef __SANITIZE_ADDRESS__
@@ -38,18 +40,41 @@ struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline thread_local uint3 threadIdx, blockIdx;
-inline thread_local dim3 blockDim, gridDim;
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 namespace emu {
-static std::vector<std::pair<void *, size_t> (*)()> &shared_memory() { static std::vector<std::pair<void *, size_t> (*)()> arrays; return arrays; }
-inline void poison_shared(const std::vector<std::pair<void *, size_t> (*)()> &arrays, size_t bytes) {
-    for (auto array : arrays) {
-        auto [start, size] = array(); bytes = std::min(bytes, size);
-        ASAN_UNPOISON_MEMORY_REGION(start, size);
-        memset(start, 0xff, bytes);
-        ASAN_POISON_MEMORY_REGION((char *)start + bytes, size - bytes);
+inline std::vector<std::pair<void *, size_t> (*)()> &shared_memory() { static std::vector<std::pair<void *, size_t> (*)()> arrays; return arrays; }
+inline thread_local char some_shared;
+// This library's thread-local storage of this thread: all shared memory.
+inline std::pair<char *, size_t> all_shared() {
+    some_shared = 1;  // now the thread has its storage
+    std::pair<char *, size_t> found;
+    auto look = [](dl_phdr_info *library, size_t, void *found) {
+        char *start = (char *)library->dlpi_tls_data;
+        for (int i = 0; i < library->dlpi_phnum; ++i)
+            if (size_t size = library->dlpi_phdr[i].p_memsz; library->dlpi_phdr[i].p_type == PT_TLS && start <= &some_shared && &some_shared < start + size)
+                return *(std::pair<char *, size_t> *)found = {start, size}, 1;
+        return 0;
+    };
+    if (!dl_iterate_phdr(look, &found)) abort();
+    return found;
+}
+// A block finds NaN in its shared memory; of arrays that launches size, in `bytes`.
+inline void poison_shared(std::pair<char *, size_t> all, size_t bytes) {
+    auto [at, size] = all;
+    std::map<char *, size_t> sized;
+    for (auto array : shared_memory()) sized[(char *)array().first] = array().second;
+    char *fixed = at;
+    for (auto [start, room] : sized) {
+        memset(fixed, 0xff, start - fixed);
+        fixed = start + room;
+        size_t asked = std::min(bytes, room);
+        ASAN_UNPOISON_MEMORY_REGION(start, room);
+        memset(start, 0xff, asked);
+        ASAN_POISON_MEMORY_REGION(start + asked, room - asked);
     }
+    memset(fixed, 0xff, at + size - fixed);
 }
 enum St : uint8_t { READY, WARP, BLOCK, DONE };
 struct Fiber { jmp_buf jb; ucontext_t uc; uint3 idx; St st; bool started; const char *at; };
@@ -58,7 +83,7 @@ struct Ctx {
     std::vector<Fiber> f; std::vector<Warp> w; std::vector<unsigned> order; std::function<void()> body;
     char *stacks = nullptr; jmp_buf sched; unsigned cur = 0, n = 0, in_block = 0, alive = 0; uint64_t seed = 0; int vote = 0, vote_out = 0;
 };
-inline thread_local Ctx C;
+inline Ctx C;
 constexpr size_t STACK = 64 << 10, MAXT = 1024;
 [[noreturn]] inline void die(const char *m) { fprintf(stderr, "emulator: %s (block %u,%u,%u thread %u)\n", m, blockIdx.x, blockIdx.y, blockIdx.z, C.cur); abort(); }
 __attribute__((noinline)) inline void yield() { if (!_setjmp(C.f[C.cur].jb)) _longjmp(C.sched, 1); threadIdx = C.f[C.cur].idx; }
@@ -96,7 +121,7 @@ template <class T> T exchange(uint32_t mask, T v, unsigned src) {
 // of b, the same k of column g; of the sum, rows g and g + 8 with columns 2 t and 2 t + 1 (PTX ISA)
 inline void mma_bf16(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     struct Lane { unsigned a[4], b[2]; };
-    static thread_local Lane lanes[MAXT];
+    static Lane lanes[MAXT];
     unsigned lane = C.cur % 32; Lane *warp = lanes + C.cur / 32 * 32;
     memcpy(warp[lane].a, a, sizeof a); memcpy(warp[lane].b, b, sizeof b);
     warp_sync(~0u);
@@ -109,7 +134,7 @@ inline void mma_bf16(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b
     warp_sync(~0u);
 }
 // order: 0 = ascending threads, 1 = descending, else a shuffle per pass: results must not depend on it (finds missing barriers)
-inline int &order() { static thread_local int o = 0; return o; }
+inline int &order() { static int o = 0; return o; }
 __attribute__((noinline)) inline void resume(Fiber &f, unsigned i) {
     if (_setjmp(C.sched)) return;
     if (f.started) _longjmp(f.jb, 1);
@@ -150,11 +175,14 @@ inline void launch(dim3 g, dim3 b, std::function<void()> poison, std::function<v
 }
 template <class... A, size_t... I> void call(void (*k)(A...), void **a, std::index_sequence<I...>) { k(*(std::remove_reference_t<A> *)a[I]...); }
 template <class... A> static void launch_ptrs(void (*k)(A...), const unsigned *g, const unsigned *b, size_t shared, void **args) {
-    launch({g[0], g[1], g[2]}, {b[0], b[1], b[2]}, [=] { poison_shared(shared_memory(), shared); }, [=] { call(k, args, std::index_sequence_for<A...>{}); });
+    launch({g[0], g[1], g[2]}, {b[0], b[1], b[2]}, [=, all = all_shared()] { poison_shared(all, shared); }, [=] { call(k, args, std::index_sequence_for<A...>{}); });
 }
+template <class... A> std::vector<size_t> sizes(void (*)(A...)) { return {sizeof(std::remove_reference_t<A>)...}; }
 }  // namespace emu
-// exports `emu_<kernel>(grid[3], block[3], shared bytes, order, args)` with args as for cuLaunchKernel (pointer to each argument)
-#define EMU_EXPORT(k) extern "C" void emu_##k(const unsigned *g, const unsigned *b, size_t shared, int ord, void **args) { emu::order() = ord; emu::launch_ptrs(k, g, b, shared, args); }
+// exports `emu_<kernel>(grid[3], block[3], shared bytes, order, args)` with args as for cuLaunchKernel (pointer to each argument), and
+// `emu_sizes_<kernel>()`, the bytes of each
+#define EMU_EXPORT(k) extern "C" void emu_##k(const unsigned *g, const unsigned *b, size_t shared, int ord, void **args) { emu::order() = ord; emu::launch_ptrs(k, g, b, shared, args); } \
+    extern "C" std::vector<size_t> emu_sizes_##k() { return emu::sizes(k); }
 #define EMU_STR2(x) #x
 #define EMU_STR(x) EMU_STR2(x)
 #define __syncthreads() emu::block_sync(__FILE__ ":" EMU_STR(__LINE__))

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use lapflow_ingest::Item;
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_model::flow::image_rng;
+use lapflow_model::kernels::{Download, InFlight, Upload};
 use lapflow_model::pyramid;
 use lapflow_store::{Dtype, LevelSpec, Posterior, Row};
 use rand_distr::{Distribution, StandardNormal};
@@ -116,24 +117,76 @@ impl Encoder {
         serde_json::to_value(self.autoencoder.identity()).expect("an identity is plain data")
     }
 
-    /// The rows of a batch: raw latents, split in f32 and rounded to the dtype.
-    pub(crate) fn rows(&self, batch: PixelBatch) -> Result<Vec<Row>> {
-        let shape = (batch.len(), 3, self.size, self.size);
+    /// A way to the device and back.
+    pub(crate) fn lane(&self) -> Result<Lane<'_>> {
+        let (upload, download) = (Upload::new(&self.device)?, Download::new(&self.device)?);
+        Ok(Lane { encoder: self, upload, download })
+    }
+
+    /// Standard normal noise `(b, c, h, w)`, each image's from a stream of its own.
+    fn noise(&self, items: &[Item]) -> Result<Tensor> {
+        let LevelSpec { channels, height, width } = self.levels[0];
+        let mut values = Vec::with_capacity(items.len() * self.levels[0].values());
+        for item in items {
+            let mut rng = image_rng(self.posterior_seed, item.id << 1 | u64::from(item.view));
+            let draws =
+                (0..self.levels[0].values()).map(|_| -> f32 { StandardNormal.sample(&mut rng) });
+            values.extend(draws);
+        }
+        Ok(Tensor::from_vec(values, (items.len(), channels, height, width), &Device::Cpu)?)
+    }
+}
+
+/// One thread's way to an encoder's device and back: a GPU copies images in and rows out while it computes.
+pub(crate) struct Lane<'a> {
+    encoder: &'a Encoder,
+    upload: Upload,
+    download: Download,
+}
+
+/// A batch that the device works on.
+pub(crate) struct Encoding {
+    items: Vec<Item>,
+    levels: Vec<InFlight>,
+    logvar: Option<InFlight>,
+}
+
+impl Lane<'_> {
+    /// Sets the device to work: raw latents, split in f32. A GPU is not waited for.
+    pub(crate) fn start(&mut self, batch: PixelBatch) -> Result<Encoding> {
+        let encoder = self.encoder;
+        let shape = (batch.len(), 3, encoder.size, encoder.size);
         let images = Tensor::from_vec(batch.pixels, shape, &Device::Cpu)?; // (b, 3, s, s)
-        let posterior = self.autoencoder.encode(&images.to_device(&self.device)?)?;
-        let latents = match self.posterior {
+        let posterior = encoder.autoencoder.encode(&self.upload.upload(&images)?)?;
+        let latents = match encoder.posterior {
             Posterior::Mean | Posterior::Moments => posterior.mean.clone(), // (b, c, h, w)
-            Posterior::Sample => posterior.sample(&self.noise(&batch.items)?)?,
+            Posterior::Sample => {
+                let noise = self.upload.upload(&encoder.noise(&batch.items)?)?;
+                posterior.sample(&noise)?
+            }
         };
-        let levels = pyramid::split(&latents.to_dtype(DType::F32)?, self.levels.len())?;
-        let levels = levels.iter().map(|level| self.bytes(level)).collect::<Result<Vec<_>>>()?;
-        let logvars = match (self.posterior, &posterior.logvar) {
-            (Posterior::Moments, Some(logvar)) => Some(self.bytes(logvar)?),
+        let levels = pyramid::split(&latents.to_dtype(DType::F32)?, encoder.levels.len())?;
+        let logvar = match (encoder.posterior, &posterior.logvar) {
+            (Posterior::Moments, Some(logvar)) => Some(logvar.to_dtype(DType::F32)?),
             _ => None,
         };
-        let mut levels: Vec<_> = levels.into_iter().map(Vec::into_iter).collect();
-        let mut logvars = logvars.map(Vec::into_iter);
-        Ok(batch
+        let mut download = |x: &Tensor| self.download.start(x);
+        let levels = levels.iter().map(&mut download).collect::<lapflow_model::Result<_>>()?;
+        let logvar = logvar.as_ref().map(download).transpose()?;
+        Ok(Encoding { items: batch.items, levels, logvar })
+    }
+
+    /// The rows of a batch, once they are here, rounded to the dtype.
+    pub(crate) fn rows(&mut self, encoding: Encoding) -> Result<Vec<Row>> {
+        let images = encoding.items.len();
+        let mut bytes = |in_flight| -> Result<_> {
+            let values = self.download.finish(in_flight)?;
+            let each = values.chunks_exact(values.len() / images);
+            Ok(each.map(|values| self.encoder.dtype.encode(values)).collect::<Vec<_>>().into_iter())
+        };
+        let mut levels = encoding.levels.into_iter().map(&mut bytes).collect::<Result<Vec<_>>>()?;
+        let mut logvars = encoding.logvar.map(bytes).transpose()?;
+        Ok(encoding
             .items
             .into_iter()
             .map(|item| Row {
@@ -148,25 +201,5 @@ impl Encoder {
                 logvar: logvars.as_mut().and_then(Iterator::next),
             })
             .collect())
-    }
-
-    /// Standard normal noise `(b, c, h, w)`, each image's from a stream of its own.
-    fn noise(&self, items: &[Item]) -> Result<Tensor> {
-        let LevelSpec { channels, height, width } = self.levels[0];
-        let mut values = Vec::with_capacity(items.len() * self.levels[0].values());
-        for item in items {
-            let mut rng = image_rng(self.posterior_seed, item.id << 1 | u64::from(item.view));
-            let draws =
-                (0..self.levels[0].values()).map(|_| -> f32 { StandardNormal.sample(&mut rng) });
-            values.extend(draws);
-        }
-        Ok(Tensor::from_vec(values, (items.len(), channels, height, width), &self.device)?)
-    }
-
-    /// `x` `(b, c, h, w)` as little-endian bytes of the dtype, one buffer an image.
-    fn bytes(&self, x: &Tensor) -> Result<Vec<Vec<u8>>> {
-        let values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let values_each = values.len() / x.dim(0)?;
-        Ok(values.chunks_exact(values_each).map(|values| self.dtype.encode(values)).collect())
     }
 }

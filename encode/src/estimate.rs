@@ -54,12 +54,20 @@ impl Draft {
         let rows: usize = batches.iter().map(PixelBatch::len).sum();
         let encoder = self.encoder.clone();
         let encode = move || -> Result<f64> {
+            let mut lane = encoder.lane()?;
             if warm_up.len() > 0 {
-                encoder.rows(warm_up)?;
+                let started = lane.start(warm_up)?;
+                lane.rows(started)?;
             }
             let start = Instant::now();
+            let mut behind = None;
             for batch in batches.into_iter().filter(|batch| batch.len() > 0) {
-                encoder.rows(batch)?;
+                if let Some(started) = behind.replace(lane.start(batch)?) {
+                    lane.rows(started)?;
+                }
+            }
+            if let Some(started) = behind {
+                lane.rows(started)?;
             }
             Ok(start.elapsed().as_secs_f64())
         };

@@ -4,6 +4,7 @@
 //! shards. A batch never holds images of two shards, so what a shard contains does not depend on
 //! who runs it or when.
 
+use std::mem;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,15 @@ pub(crate) struct Work {
 enum Step<T> {
     Part { shard: Arc<str>, part: T },
     End { shard: Arc<str>, skips: Vec<SkipRecord> },
+}
+
+impl<T> Step<T> {
+    fn try_map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Step<U>> {
+        Ok(match self {
+            Self::Part { shard, part } => Step::Part { shard, part: f(part)? },
+            Self::End { shard, skips } => Step::End { shard, skips },
+        })
+    }
 }
 
 /// Whether a skip was one too many, judged from the figures so far.
@@ -243,30 +253,42 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The encoding stage: batches in, rows out, until either side ends.
+/// The encoding stage: batches in, rows out, until either side ends. A GPU computes a batch while the one
+/// before it is copied back, and turned into rows, here.
 fn encode(
     encoder: &Encoder,
     mut batches_in: Receiver<Step<PixelBatch>>,
     rows: &Sender<Step<Vec<Row>>>,
     stats: &Mutex<EncodeStats>,
 ) -> Result<()> {
+    let mut lane = encoder.lane()?;
     let mut clock = StageClock::start();
-    while let Some(step) = batches_in.blocking_recv() {
-        clock.lap(Lap::Starved);
-        let step = match step {
-            Step::Part { shard, part } => Step::Part { shard, part: encoder.rows(part)? },
-            Step::End { shard, skips } => Step::End { shard, skips },
+    let mut behind = None;
+    loop {
+        // What is on the device does not wait for a batch that may be long in coming.
+        let step = match batches_in.try_recv() {
+            Ok(step) => Some(step),
+            Err(_) if behind.is_some() => None,
+            Err(_) => match batches_in.blocking_recv() {
+                Some(step) => Some(step),
+                None => return Ok(()),
+            },
         };
+        clock.lap(Lap::Starved);
+        let started = step.map(|step| step.try_map(|batch| lane.start(batch))).transpose()?;
+        let on_cpu = encoder.on_cpu();
+        let ready = if on_cpu { started } else { mem::replace(&mut behind, started) };
+        let Some(ready) = ready else { continue };
+        let ready = ready.try_map(|encoding| lane.rows(encoding))?;
         clock.lap(Lap::Busy);
-        let sent = rows.blocking_send(step).is_ok();
+        let sent = rows.blocking_send(ready).is_ok();
         let mut stats = lock(stats);
         stats.encode = clock.lap(Lap::Blocked);
         stats.rows_queued = waiting(rows);
         if !sent {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 /// Messages in a queue.

@@ -3,6 +3,7 @@
 use crate::checkpoint::{Card, VERSION};
 use crate::error::{ModelError, Result};
 use crate::flow::{FlowConfig, Method};
+use crate::kernels::largest;
 use crate::net::{Geometry, ModelConfig, Preset, positions};
 use crate::normalization::Normalization;
 use crate::weights::Weights;
@@ -12,7 +13,7 @@ use serde_json::Value;
 /// Channels of a head where width and depth are not a named size's.
 const HEAD_CHANNELS: usize = 64;
 /// Largest difference of the file's position table from the sines and cosines it must hold.
-const POSITION_TOLERANCE: f32 = 1e-4;
+const POSITION_TOLERANCE: f64 = 1e-4;
 
 /// A checkpoint in parts, for [`crate::checkpoint::Checkpoint::write`].
 pub struct Published {
@@ -132,7 +133,7 @@ impl Layout {
         let Some(table) = self.tensors.remove("pos_embed") else { return Ok(()) };
         let ours = positions(grid, grid, width, &Device::Cpu)?;
         let table = table.to_dtype(DType::F32)?.reshape((grid * grid, width))?;
-        let gap = (table - ours)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        let gap = largest(&(table - ours)?)?;
         if gap.is_nan() || gap > POSITION_TOLERANCE {
             let reason = format!("pos_embed is not the sine-cosine table, off by {gap}");
             return Err(ModelError::config("DiT layout", reason));

@@ -69,10 +69,8 @@ fn random(shape: &[usize], seed: u64) -> Tensor {
 }
 
 fn relative_error(got: &Tensor, want: &Tensor) -> f64 {
-    let max = |t: Tensor| {
-        t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap() as f64
-    };
-    max((got - want).unwrap()) / max(want.clone()).max(1e-6)
+    let largest = |t: &Tensor| lapflow_model::kernels::largest(t).unwrap();
+    largest(&(got - want).unwrap()) / largest(want).max(1e-6)
 }
 
 /// Builds the case's network with every parameter set to its hashed values.

@@ -2,7 +2,7 @@
 
 use crate::config::SampleConfig;
 use crate::error::{Result, SampleError};
-use crate::guidance::{guided, network};
+use crate::guidance::{guided, recorded};
 use crate::images::to_pixels;
 use crate::segments::{SegmentCost, sample_through};
 use crate::solver::Query;
@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_model::checkpoint::{Card, Checkpoint};
 use lapflow_model::flow::{Flow, Method, Path as FlowPath, image_rng};
+use lapflow_model::kernels::Recorder;
 use lapflow_model::net::Transformer;
 use std::sync::Arc;
 
@@ -37,6 +38,8 @@ pub struct Drawn {
 pub struct Generator {
     card: Card,
     flow: Box<dyn Flow>,
+    /// Of passes of the network.
+    recorder: Recorder,
     net: Transformer,
     autoencoder: Arc<Autoencoder>,
     config: SampleConfig,
@@ -70,12 +73,18 @@ impl Generator {
         config.validate_method(card.flow.method)?;
         let net = checkpoint.network(config.weights, device)?;
         let (config, device) = (config.clone(), device.clone());
-        Ok(Self { card, flow, net, autoencoder, config, device })
+        let recorder = Recorder::new(&device);
+        Ok(Self { card, flow, recorder, net, autoencoder, config, device })
     }
 
     /// What the checkpoint is of.
     pub fn card(&self) -> &Card {
         &self.card
+    }
+
+    /// What records passes of the network; off until it is started.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     /// The settings.
@@ -138,7 +147,10 @@ impl Generator {
             // Its network's times count down from noise.
             guidance.interval = (1.0 - guidance.interval.1, 1.0 - guidance.interval.0);
         }
-        let mut inner = guided(network(&self.net), &labels, null, guidance);
+        let network = |levels: &[Tensor], times: &[f64], labels: &[u32]| {
+            recorded(&self.net, &self.recorder, levels, times, labels)
+        };
+        let mut inner = guided(network, &labels, null, guidance);
         let mut null_passes = vec![vec![0; labels.len()]; geometry.levels];
         let mut velocity = |query: &Query| {
             let finest = (geometry.height / query.levels[0].dim(2)?).max(1).ilog2() as usize;

@@ -2,6 +2,7 @@
 
 use crate::solver::Query;
 use candle_core::Tensor;
+use lapflow_model::kernels::Recorder;
 use lapflow_model::net::Transformer;
 use lapflow_model::{Result, on_pool};
 use serde::{Deserialize, Serialize};
@@ -72,12 +73,27 @@ pub fn guided<'a>(
 pub fn network<'a>(
     net: &'a Transformer,
 ) -> impl FnMut(&[Tensor], &[f64], &[u32]) -> Result<Vec<Tensor>> + 'a {
-    |levels, times, labels| {
-        let device = levels[0].device();
-        let times: Vec<f32> = times.iter().map(|t| *t as f32).collect();
-        let (times, labels) = (Tensor::new(times, device)?, Tensor::new(labels, device)?);
-        on_pool(device, || net.forward(levels, &times, Some(&labels)))
-    }
+    let recorder = Recorder::default();
+    move |levels, times, labels| recorded(net, &recorder, levels, times, labels)
+}
+
+/// The same through a recorder.
+pub(crate) fn recorded(
+    net: &Transformer,
+    recorder: &Recorder,
+    levels: &[Tensor],
+    times: &[f64],
+    labels: &[u32],
+) -> Result<Vec<Tensor>> {
+    let device = levels[0].device();
+    let times: Vec<f32> = times.iter().map(|t| *t as f32).collect();
+    let mut inputs = levels.to_vec();
+    inputs.extend([Tensor::new(times, device)?, Tensor::new(labels, device)?]);
+    let pass = |inputs: &[Tensor]| match inputs {
+        [levels @ .., times, labels] => net.forward(levels, times, Some(labels)),
+        _ => unreachable!("times and labels are behind the levels"),
+    };
+    on_pool(device, || recorder.run(&inputs, pass))
 }
 
 /// `level` followed by its given rows.

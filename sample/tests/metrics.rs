@@ -197,6 +197,7 @@ fn inception_agrees_with_pytorch_fid() {
             for (row, wanted) in found.chunks(found.len() / 2).zip(wanted) {
                 assert_eq!(row.iter().step_by(step).count(), wanted.len());
                 for (a, b) in row.iter().step_by(step).zip(wanted) {
+                    assert!(a.is_finite(), "{name}");
                     worst = worst.max((a - b).abs() / scale);
                 }
             }

@@ -27,7 +27,7 @@ fn weights(trainer: &Trainer) -> Vec<(String, Vec<f32>)> {
 fn difference(a: &Trainer, b: &Trainer) -> f32 {
     let pairs = weights(a).into_iter().zip(weights(b));
     let values = pairs.flat_map(|((_, a), (_, b))| a.into_iter().zip(b));
-    values.fold(0.0, |largest, (a, b)| largest.max((a - b).abs()))
+    values.map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap()
 }
 
 #[test]

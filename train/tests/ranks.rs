@@ -122,7 +122,7 @@ fn any_number_of_ranks_trains_as_one_does() {
         for name in ["two", "four", "changing"] {
             let other = weights(&at(name), 10);
             let pairs = one.iter().zip(&other).flat_map(|((_, a), (_, b))| a.iter().zip(b));
-            let error = pairs.fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+            let error = pairs.map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap();
             println!("{stages:?}, {name}: largest difference {error:e}, largest weight {scale}");
             assert!(error < 1e-4 * scale, "{name}: {error}");
         }

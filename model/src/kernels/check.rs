@@ -252,10 +252,37 @@ fn outcome(
 
 /// The largest difference over the largest value; infinite where it cannot be said.
 fn relative_error(want: &Tensor, got: &Tensor) -> f64 {
-    let largest = |t: Result<Tensor>| t?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
-    match (largest(want - got), largest(Ok(want.clone()))) {
-        (Ok(difference), Ok(scale)) if scale > 0.0 => f64::from(difference / scale),
+    match ((want - got).and_then(|difference| largest(&difference)), largest(want)) {
+        (Ok(difference), Ok(scale)) if scale > 0.0 => difference / scale,
         (Ok(0.0), Ok(_)) => 0.0,
         _ => f64::INFINITY,
+    }
+}
+
+/// The largest absolute value of a tensor; NaN where any value is NaN, which Candle's `max` passes over.
+///
+/// # Errors
+/// When the values cannot be had.
+pub fn largest(x: &Tensor) -> Result<f64> {
+    let values = x.to_dtype(DType::F64)?.abs()?.flatten_all()?.to_vec1::<f64>()?;
+    Ok(values.into_iter().max_by(f64::total_cmp).unwrap_or(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_is_not_a_number_is_an_error_wherever_it_is() {
+        let want = Tensor::new(&[1f32, -4.0, 2.0], &Device::Cpu).unwrap();
+        assert_eq!(largest(&want).unwrap(), 4.0);
+        for place in 0..3 {
+            let mut got = [1f32, -4.0, 2.0];
+            got[place] = f32::NAN;
+            let got = Tensor::new(&got, &Device::Cpu).unwrap();
+            assert!(largest(&got).unwrap().is_nan());
+            let wrong = |error: f64| error.is_nan() || error > 1.0;
+            assert!(wrong(relative_error(&want, &got)) && wrong(relative_error(&got, &want)));
+        }
     }
 }

@@ -297,6 +297,7 @@ impl CustomOp3 for Conv2dOp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::largest;
     use candle_core::{Device, Var};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -309,9 +310,7 @@ mod tests {
 
     fn assert_close(what: &str, actual: &Tensor, expected: &Tensor) {
         assert_eq!(actual.dims(), expected.dims(), "{what}");
-        let largest = |x: &Tensor| {
-            x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
-        };
+        let largest = |x: &Tensor| largest(x).unwrap();
         let error = largest(&(actual - expected).unwrap()) / largest(expected).max(1e-6);
         assert!(error < 2e-5, "{what}: {error}");
     }

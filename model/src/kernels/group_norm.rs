@@ -348,6 +348,7 @@ fn total(parts: &[Vec<f32>], len: usize) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::largest;
     use candle_core::{Device, Var};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -359,9 +360,7 @@ mod tests {
     }
 
     fn assert_close(what: &str, actual: &Tensor, expected: &Tensor) {
-        let largest = |x: &Tensor| {
-            x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
-        };
+        let largest = |x: &Tensor| largest(x).unwrap();
         let error = largest(&(actual - expected).unwrap()) / largest(expected).max(1e-3);
         assert!(error < 2e-5, "{what}: {error}");
     }

@@ -48,10 +48,11 @@ pub fn positions(rows: usize, cols: usize, width: usize, device: &Device) -> Res
 
 /// Time and label, as one conditioning vector and as tokens.
 pub struct Condition {
+    /// `(1, half of the channels)` f32, of the sinusoidal embedding.
+    frequencies: Tensor,
     time: [Linear; 2],
     labels: Option<Tensor>,
     tokens: Option<CondTokens>,
-    time_scale: f64,
     null_class: usize,
 }
 
@@ -65,6 +66,11 @@ impl Condition {
     /// Parameters `t_embedder`, `y_embedder` (its last row is the null class) and `cond_tokens`.
     pub fn new(scope: &Scope, config: &ModelConfig, geometry: &Geometry) -> Result<Self> {
         let (width, classes) = (config.width(), geometry.classes);
+        let half = TIME_CHANNELS / 2;
+        let frequencies: Vec<f32> = (0..half)
+            .map(|i| (config.time_scale * MAX_PERIOD.powf(-(i as f64) / half as f64)) as f32)
+            .collect();
+        let frequencies = Tensor::from_vec(frequencies, (1, half), &scope.device())?;
         let normal = Init::Normal(0.02);
         let mlp = scope.at("t_embedder").at("mlp");
         let time = [
@@ -83,7 +89,7 @@ impl Condition {
                 Ok(CondTokens { time: projection("time")?, label })
             })
             .transpose()?;
-        Ok(Self { time, labels, tokens, time_scale: config.time_scale, null_class: classes })
+        Ok(Self { frequencies, time, labels, tokens, null_class: classes })
     }
 
     /// The conditioning vector `(b, width)` and the condition tokens `(b, n, width)`.
@@ -94,8 +100,8 @@ impl Condition {
         let label = match &self.labels {
             None => None,
             Some(table) => {
-                let null = Tensor::full(self.null_class as u32, t.dims1()?, t.device())?;
-                Some(table.index_select(labels.unwrap_or(&null), 0)?)
+                let null = || Tensor::full(self.null_class as u32, t.dims1()?, t.device());
+                Some(table.index_select(&labels.cloned().map_or_else(null, Ok)?, 0)?)
             }
         };
         let tokens = match &self.tokens {
@@ -117,12 +123,7 @@ impl Condition {
 
     /// MLP of the sinusoidal embedding (cosines first), `(b)` to `(b, width)`.
     fn time_vector(&self, t: &Tensor) -> Result<Tensor> {
-        let half = TIME_CHANNELS / 2;
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| (self.time_scale * MAX_PERIOD.powf(-(i as f64) / half as f64)) as f32)
-            .collect();
-        let frequencies = Tensor::from_vec(frequencies, (1, half), t.device())?;
-        let angles = t.unsqueeze(1)?.broadcast_mul(&frequencies)?; // (b, half)
+        let angles = t.unsqueeze(1)?.broadcast_mul(&self.frequencies)?; // (b, half)
         let x = Tensor::cat(&[angles.cos()?, angles.sin()?], D::Minus1)?;
         self.time[1].forward(&self.time[0].forward(&x)?.silu()?)
     }

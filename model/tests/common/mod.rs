@@ -1,7 +1,7 @@
 //! Weights and images that Rust and the golden generators compute alike.
 #![allow(dead_code)]
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use lapflow_model::weights::Weights;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -54,11 +54,8 @@ pub fn golden_path(name: &str) -> PathBuf {
 }
 
 /// Largest difference relative to the largest expected value.
-pub fn relative_error(actual: &Tensor, expected: &Tensor) -> f32 {
+pub fn relative_error(actual: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(actual.dims(), expected.dims());
-    let largest = |x: &Tensor| {
-        let x = x.to_dtype(DType::F32).unwrap().abs().unwrap().flatten_all().unwrap();
-        x.max(0).unwrap().to_scalar::<f32>().unwrap()
-    };
+    let largest = |x: &Tensor| lapflow_model::kernels::largest(x).unwrap();
     largest(&(actual - expected).unwrap()) / largest(expected)
 }

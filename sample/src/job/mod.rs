@@ -217,7 +217,8 @@ impl Progress {
 /// A batch on its way from the solver to the decoder.
 type Latents<'a> = (&'a [Request], Tensor, Vec<SegmentCost>);
 
-/// Draws `requests` in batches; a second thread decodes and writes.
+/// Draws `requests` in batches; a second thread decodes and writes. A GPU's passes of the network are recorded
+/// in the first batch, while that thread has nothing to do.
 fn draw(
     generator: &Generator,
     requests: &[Request],
@@ -235,11 +236,13 @@ fn draw(
             })
         });
         let mut report = |(count, cost): (u64, Vec<SegmentCost>)| written(count, &cost);
+        generator.recorder().start();
         for batch in requests.chunks(generator.config().batch) {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
             let (latents, cost) = generator.draw_latents(batch)?;
+            generator.recorder().stop();
             if to_decoder.send((batch, latents, cost)).is_err() {
                 break; // the decoder failed; its error follows
             }

@@ -1,6 +1,6 @@
 """Samples of several rows side by side, one line a row from the same seeds.
 
-    python grid.py OUT.png WORK ROW..
+    python grid.py OUT.png WORK/64 ROW..        # WORK as run.py has it, and the rows' size
 """
 
 import pathlib

@@ -1,5 +1,5 @@
-"""Prints the reproduction's table from results/ROW-SEED.json, rows with several seeds as mean and spread, and what
-timing.py measured of each row on a quiet machine."""
+"""Prints the reproduction's tables from results/ROW-SEED.json, rows with several seeds as mean and spread: scores, with
+what timing.py measured of each row on a quiet machine, and training losses by level."""
 
 import json
 import pathlib
@@ -11,7 +11,6 @@ COLUMNS = {
     "FD, all photos": lambda r: r["features"]["all"],
     "FD, held back": lambda r: r["features"]["held"],
     "fd-latent, held back": lambda r: r["latent"]["held"]["fd_latent"],
-    "loss": lambda r: statistics.mean(line["loss"] for line in r["train"]),
     "GMACs an image, 20 Heun steps": lambda r: r["sampled"]["macs_per_image"] / 1e9,
     "NFE at 1e-4": lambda r: r["timed"]["nfe"],
     "GMACs at 1e-4": lambda r: r["timed"]["macs_per_image"] / 1e9,
@@ -22,6 +21,17 @@ TIMES = {
     "training images/s": "training_images_per_second",
     "s an image at 1e-4": "seconds_an_image",
 }
+
+
+def losses(results):
+    """Mean loss of each level in each stage, over the last 500 steps of all seeds; stages and levels count from the finest."""
+    lines = [line["levels"] for result in results for line in result["train"]]
+    stages = defaultdict(list)
+    for key in sorted(lines[0]):
+        stage, level = key.split("/")
+        loss = statistics.mean(line[key] for line in lines if key in line)
+        stages[stage].append(f"{loss:.3f} (level {level})")
+    return "; ".join(f"stage {stage}: {', '.join(levels)}" for stage, levels in stages.items())
 
 
 def cell(values):
@@ -43,6 +53,9 @@ def main():
         cells = [cell([read(result) for result in results]) for read in COLUMNS.values()]
         cells += [cell([times[name][key]]) if name in times else "" for key in TIMES.values()]
         print("|", name, "|", len(results), "|", " | ".join(cells), "|")
+    print("\n| row | training loss |\n|---|---|")
+    for name, results in ordered:
+        print("|", name, "|", losses(results), "|")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ def losses(results):
 
 
 def cell(values):
+    if None in values:
+        return "not finite"
     mean = statistics.mean(values)
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
     return f"{mean:.4g}{spread}"

@@ -85,8 +85,9 @@ def sample_at_tolerance(trained, out):
 
 
 def row(name, seed, args):
-    work = args.work / str(size_of(name))
-    photos(args.photos, work, size_of(name))
+    size = size_of(name)
+    work = args.work / str(size)
+    photos(args.photos, work, size)
     run = work / f"{name}-{seed}"
     run.mkdir(exist_ok=True)
     words = config(name, work, args.autoencoder, run / "run", seed=seed)

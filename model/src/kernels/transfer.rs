@@ -37,18 +37,14 @@ impl Upload {
     /// # Errors
     /// When a GPU refuses a stream.
     pub fn new(device: &Device) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        let cuda = match device {
-            Device::Cuda(device) => {
-                let stream = device.cuda_stream().context().new_stream().w()?;
-                Some(CudaUpload { device: device.clone(), stream, pinned: HashMap::new() })
-            }
-            _ => None,
-        };
         Ok(Self {
             device: device.clone(),
             #[cfg(feature = "cuda")]
-            cuda,
+            cuda: copy_stream(device)?.map(|(device, stream)| CudaUpload {
+                device,
+                stream,
+                pinned: HashMap::new(),
+            }),
         })
     }
 
@@ -88,6 +84,13 @@ impl CudaUpload {
     }
 }
 
+/// A stream for copies alone, where `device` is a GPU.
+#[cfg(feature = "cuda")]
+fn copy_stream(device: &Device) -> Result<Option<(CudaDevice, Arc<CudaStream>)>> {
+    let Device::Cuda(device) = device else { return Ok(None) };
+    Ok(Some((device.clone(), device.cuda_stream().context().new_stream().w()?)))
+}
+
 /// Copies tensors to the host; from a GPU on a stream of its own, while it computes what comes next.
 ///
 /// The memory of the copies is pinned, and kept for the next tensor of the same size.
@@ -118,17 +121,10 @@ impl Download {
     pub fn new(device: &Device) -> Result<Self> {
         #[cfg(not(feature = "cuda"))]
         let _ = device;
-        #[cfg(feature = "cuda")]
-        let cuda = match device {
-            Device::Cuda(device) => {
-                let stream = device.cuda_stream().context().new_stream().w()?;
-                Some(CudaDownload { stream, pinned: HashMap::new() })
-            }
-            _ => None,
-        };
         Ok(Self {
             #[cfg(feature = "cuda")]
-            cuda,
+            cuda: copy_stream(device)?
+                .map(|(_, stream)| CudaDownload { stream, pinned: HashMap::new() }),
         })
     }
 

@@ -2,7 +2,7 @@
 
     python run.py ROW.. --photos FOLDER --autoencoder ENCODER DECODER --work DIR [--seed 0]
 
-ROW names a file of rows/. Every second photo (by name) trains, the others are held back. What
+ROW names a file of rows/, which may be `like` another and then says only what is not. Every second photo (by name) trains, the others are held back. What
 lapflow writes stays in DIR; the row's figures go to results/ROW-SEED.json, which table.py reads.
 Needs `cargo build --release` and requirements.txt.
 """
@@ -39,17 +39,24 @@ def once(path, make):
     return json.loads(path.read_text())
 
 
-def settings(tables):
-    """`--set` words for all values of parsed TOML tables."""
-    for section, values in tables.items():
+def settings(row):
+    """`--set` words for all values of a row's tables."""
+    for section, values in row.items():
         for key, value in values.items():
             yield from ("--set", f"{section}.{key}={json.dumps(value)}")
 
 
+def tables(name):
+    """What row `name` does differently from base.toml: its file over that of the row it is `like`, if any."""
+    own = tomllib.loads((HERE / "rows" / f"{name}.toml").read_text())
+    like = tables(own.pop("like")) if "like" in own else {}
+    return {section: like.get(section, {}) | own.get(section, {}) for section in like | own}
+
+
 def size_of(name):
     """Pixels a side in row `name`; rows of one size share their photos and latents, in a folder of that name."""
-    base, own = (tomllib.loads((HERE / path).read_text()) for path in ("base.toml", f"rows/{name}.toml"))
-    return own.get("data", base["data"]).get("size", base["data"]["size"])
+    base = tomllib.loads((HERE / "base.toml").read_text())
+    return (base["data"] | tables(name).get("data", {}))["size"]
 
 
 def photos(folder, work, size):
@@ -69,7 +76,7 @@ def photos(folder, work, size):
 
 def config(name, work, autoencoder, folder, **train):
     """lapflow's words for row `name` trained in `folder`, with `train` in place of what the row says."""
-    own = tomllib.loads((HERE / "rows" / f"{name}.toml").read_text())
+    own = tables(name)
     machine = {
         "data": own.pop("data", {}) | {"source": str(work / "source-train"), "dataset": str(work / "dataset")},
         "autoencoder": {"weights": [str(path.resolve()) for path in autoencoder]},

@@ -2,7 +2,10 @@
 
 use crate::error::{Result, SampleError};
 use candle_core::{Device, Tensor, WithDType};
-use faer::{Mat, MatRef, Side};
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::svd::{ComputeSvdVectors, SvdParams, svd, svd_scratch};
+use faer::{Auto, Mat, MatRef, Side, Spec, get_global_parallelism};
 
 /// rows^T rows, `dims` x `dims`.
 pub(super) fn gram(rows: &[f64], dims: usize) -> Result<Vec<f64>> {
@@ -18,18 +21,37 @@ pub(super) fn gram(rows: &[f64], dims: usize) -> Result<Vec<f64>> {
 /// # Errors
 /// When a decomposition does not converge.
 pub(super) fn trace_sqrt_product(a: &[f64], b: &[f64], dims: usize) -> Result<f64> {
-    let singular_values = (root(a, dims)? * root(b, dims)?.transpose()).singular_values();
-    Ok(singular_values.map_err(|_| undecomposed())?.iter().sum())
+    let product = root(a, dims)? * root(b, dims)?.transpose();
+    Ok(singular_values(&product)?.column_vector().iter().sum())
+}
+
+/// Those of a square matrix, by QR iterations alone: faer's own `singular_values` divides and
+/// conquers, and gives NaN for some matrices with many singular values at 0.
+fn singular_values(a: &Mat<f64>) -> Result<Diag<f64>> {
+    let qr_only = SvdParams { recursion_threshold: usize::MAX, ..<SvdParams as Auto<f64>>::auto() };
+    let (qr_only, none, par) =
+        (Spec::new(qr_only), ComputeSvdVectors::No, get_global_parallelism());
+    let mut values = Diag::zeros(a.nrows());
+    let scratch = svd_scratch::<f64>(a.nrows(), a.ncols(), none, none, par, qr_only);
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    let found = svd(a.as_ref(), values.as_mut(), None, None, par, stack, qr_only);
+    found.map(|()| values).map_err(|_| undecomposed())
 }
 
 /// R of A = R^T R: row i is the i-th eigenvector by the root of its eigenvalue, or 0 where that
-/// is rounding.
+/// is rounding. A is brought to values about 1 before: faer takes for 0 what is small in itself.
 fn root(a: &[f64], dims: usize) -> Result<Mat<f64>> {
     let a = MatRef::from_row_major_slice(a, dims, dims);
+    let largest = a.norm_max();
+    if largest == 0.0 {
+        return Ok(Mat::zeros(dims, dims));
+    }
+    let a = a * (1.0 / largest);
     let eigen = a.self_adjoint_eigen(Side::Lower).map_err(|_| undecomposed())?;
     let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
     let rounding = values.iter().copied().fold(0.0, f64::max) * dims as f64 * f64::EPSILON;
-    let scale = |i: usize| if values[i] > rounding { values[i].sqrt() } else { 0.0 };
+    let scale = |i: usize| if values[i] > rounding { (largest * values[i]).sqrt() } else { 0.0 };
     Ok(Mat::from_fn(dims, dims, |i, j| scale(i) * eigen.U()[(j, i)]))
 }
 
@@ -112,6 +134,27 @@ mod tests {
                 let found = restored[(i / dims, i % dims)];
                 assert!((found - value).abs() < 1e-10, "{dims} {i}: {found} {value}");
             }
+        }
+    }
+
+    #[test]
+    fn singular_values_at_zero_and_any_scale_are_summed() {
+        // With common eigenvectors: the roots of the eigenvalues' products, three in four of them 0.
+        let mut rng = ChaCha8Rng::seed_from_u64(12);
+        for exponent in [-30, -20, -10, -5, 0, 0, 0, 5, 20] {
+            let scale = 10f64.powi(exponent);
+            let mut draw = |alive: fn(usize) -> bool| -> Vec<f64> {
+                let value =
+                    |i: usize| if alive(i) { scale / (1.0 + i as f64).powi(2) } else { 0.0 };
+                (0..400).map(|i| value(i) * rng.random_range(1.0..2.0)).collect()
+            };
+            let (a, b) = (draw(|i| i % 2 == 0), draw(|i| i % 4 < 2));
+            let wanted: f64 = a.iter().zip(&b).map(|(a, b)| (a * b).sqrt()).sum();
+            let rotated =
+                |values: &[f64], rng: &ChaCha8Rng| with_eigenvalues(values, &mut rng.clone());
+            let (a, b) = (rotated(&a, &rng), rotated(&b, &rng));
+            let found = trace_sqrt_product(&a, &b, 400).unwrap();
+            assert!((found / wanted - 1.0).abs() < 1e-10, "{found} for {wanted}");
         }
     }
 

@@ -11,7 +11,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::recipe::DataConfig;
+use super::recipe::{DataConfig, RenderingsConfig};
 use crate::demo::render::{CLASSES, render};
 
 /// Decoded pixels of a folder that are kept in memory, at most.
@@ -29,7 +29,7 @@ impl Images {
     /// Reads or prepares the images; `held_out` of them are kept from training.
     pub async fn open(config: &DataConfig, held_out: usize, seed: u64) -> Result<Self> {
         match config {
-            &DataConfig::Renderings { size, first_seed } => {
+            &DataConfig::Renderings(RenderingsConfig { size, first_seed }) => {
                 ensure!(
                     first_seed >= held_out.div_ceil(CLASSES.len()) as u64,
                     "data.renderings.first_seed leaves no seeds for {held_out} held-out drawings"

@@ -27,17 +27,42 @@ pub struct Recipe {
 
 /// Which images to train on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case", try_from = "DataTable")]
 pub enum DataConfig {
-    /// The demo's drawings, a new one each time.
-    Renderings {
-        /// Side in pixels.
-        size: u32,
-        /// Seed of the first drawing; the held-out ones come before it.
-        first_seed: u64,
-    },
+    /// The demo's drawings.
+    Renderings(RenderingsConfig),
     /// Images of one's own.
     Images(IngestConfig),
+}
+
+/// Drawings of the demo, a new one each time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenderingsConfig {
+    /// Side in pixels.
+    pub size: u32,
+    /// Seed of the first drawing; the held-out ones come before it.
+    pub first_seed: u64,
+}
+
+/// `[data]` as it is written: serde's own errors for enums name no key.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataTable {
+    renderings: Option<RenderingsConfig>,
+    images: Option<IngestConfig>,
+}
+
+impl TryFrom<DataTable> for DataConfig {
+    type Error = &'static str;
+
+    fn try_from(table: DataTable) -> Result<Self, Self::Error> {
+        match (table.renderings, table.images) {
+            (Some(renderings), None) => Ok(Self::Renderings(renderings)),
+            (None, Some(images)) => Ok(Self::Images(images)),
+            _ => Err("data needs one of [data.images] and [data.renderings]"),
+        }
+    }
 }
 
 /// How long and how fast to train.
@@ -131,8 +156,30 @@ impl DataConfig {
     /// Side of the images in pixels.
     pub fn size(&self) -> u32 {
         match self {
-            Self::Renderings { size, .. } => *size,
+            Self::Renderings(config) => config.size,
             Self::Images(config) => config.size,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_kind_of_data_is_asked_for_by_name() {
+        let read = |data: &str| toml::from_str::<Recipe>(data).map(|recipe| recipe.data.size());
+        let renderings = "[data.renderings]\nsize = 64\nfirst_seed = 100\n";
+        let images = "[data.images]\nsource = \"photos\"\nsize = 32\n";
+        assert_eq!(read(renderings).unwrap(), 64);
+        assert_eq!(read(images).unwrap(), 32);
+        for (data, wanted) in [
+            ("[data]\nsource = \"photos\"\nsize = 32\n", "expected `renderings` or `images`"),
+            (&format!("{renderings}{images}"), "one of [data.images] and [data.renderings]"),
+            ("[data]\n", "one of [data.images] and [data.renderings]"),
+        ] {
+            let error = read(data).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{error}");
         }
     }
 }

@@ -109,7 +109,11 @@ fn what_cannot_be_scored_is_refused() {
     let evaluated = |config: &EvalConfig| {
         evaluate(summary(&a).unwrap(), summary(&a).unwrap(), &pixels(), config)
     };
-    assert!(message(evaluated(&EvalConfig::default())).contains("12 images are fewer than 10000"));
+    let few = "12 images are fewer than 10000";
+    assert!(message(evaluated(&EvalConfig::default())).contains(few));
+    let needs = EvalConfig::default().needs(&pixels()).unwrap();
+    let unread = Summary::read(&a, &pixels(), needs, 5, &mut |_| panic!("looks at images"));
+    assert!(message(unread).contains(few));
     let config = EvalConfig { metrics: vec![Metric::Fid], allow_few: true, ..Default::default() };
     assert!(message(evaluated(&config)).contains("Fid is not defined over latents of pixel"));
 

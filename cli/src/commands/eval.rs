@@ -118,6 +118,7 @@ impl Args {
         let read = if is_dataset(path) {
             let named = WeightsSource::from_paths(&self.decoder);
             let dataset = DecodedDataset::open(&path.to_string_lossy(), named, context)?;
+            needs.enough(path, dataset.images())?;
             Summary::of_batches(path, extractor, needs, &mut count, |each| {
                 dataset.for_batches(self.batch, each)
             })

@@ -114,6 +114,10 @@ impl ParquetImages {
         Ok(Self { path: path.to_path_buf(), builder })
     }
 
+    pub(super) fn rows(&self) -> usize {
+        self.builder.metadata().file_metadata().num_rows() as usize
+    }
+
     /// Hands every image's bytes to `each`, with its row.
     pub(super) fn for_each(self, mut each: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         let path = self.path;

@@ -71,6 +71,18 @@ impl ImageSet {
         Ok(Self { path: path.to_path_buf(), kind })
     }
 
+    /// How many images there are, without looking at them.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn images(&self) -> Result<usize> {
+        Ok(match &self.kind {
+            Kind::Folder(files) => files.len(),
+            Kind::Npz => NpzImages::open(&self.path)?.count,
+            Kind::Parquet => ParquetImages::open(&self.path)?.rows(),
+        })
+    }
+
     /// Hands all images to `each` in batches of `batch`, in order.
     ///
     /// # Errors

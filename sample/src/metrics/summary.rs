@@ -43,13 +43,27 @@ pub struct Summary {
     pub score: Option<Score>,
 }
 
-/// What a summary has to keep beyond the Gaussian.
+/// What a summary has to be of, and to keep beyond the Gaussian.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Feature rows, for precision, recall and KID.
     pub rows: bool,
     /// Spatial features, for sFID.
     pub spatial: bool,
+    /// Images, at least.
+    pub images_min: usize,
+}
+
+impl Needs {
+    /// # Errors
+    /// When `source` has too few images for a score.
+    pub fn enough(&self, source: &Path, images: usize) -> Result<()> {
+        if images >= self.images_min {
+            return Ok(());
+        }
+        let few = format!("{images} images are fewer than {}", self.images_min);
+        Err(SampleError::file(source, format!("{few}: the score would be mostly bias")))
+    }
 }
 
 /// What our own statistics say about themselves.
@@ -66,8 +80,9 @@ impl Summary {
     /// An ADM reference file that holds both is read as statistics, unless rows are needed.
     ///
     /// # Errors
-    /// When `path` is neither, an image is broken or of another size, a feature is not finite, or
-    /// the statistics are of another feature space.
+    /// When `path` is neither or has too few images (before any of them is looked at), an image is
+    /// broken or of another size, a feature is not finite, or the statistics are of another
+    /// feature space.
     pub fn read(
         path: &Path,
         extractor: &Extractor,
@@ -82,6 +97,7 @@ impl Summary {
             }
         }
         let set = ImageSet::open(path)?;
+        needs.enough(path, set.images()?)?;
         Self::of_batches(path, extractor, needs, progress, |each| set.for_batches(batch, each))
     }
 

@@ -52,6 +52,11 @@ impl<'a> DecodedDataset<'a> {
         bail!("{uri}: its latents are of {wanted}: name that autoencoder with --decoder")
     }
 
+    /// How many images there are.
+    pub fn images(&self) -> usize {
+        self.dataset.rows() as usize
+    }
+
     /// Hands all images to `each` in batches of `batch`, in the dataset's order.
     pub fn for_batches(
         &self,

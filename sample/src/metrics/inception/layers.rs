@@ -1,9 +1,9 @@
 //! Convolutions with folded batch norm, pools, and branches of them, over channels-last images.
 
 use candle_core::{D, DType, Device, Tensor};
+use lapflow_model::Result;
 use lapflow_model::kernels::{ConvGeometry, conv2d};
 use lapflow_model::weights::Weights;
-use lapflow_model::{ModelError, Result};
 
 /// Of every batch norm.
 const EPS: f64 = 1e-3;
@@ -113,6 +113,6 @@ fn channels_first(
 /// Tensor `key` in f32, which must have `rank` axes.
 pub(super) fn tensor(weights: &Weights, key: &str, rank: usize) -> Result<Tensor> {
     let found = weights.tensors.get(key).filter(|tensor| tensor.rank() == rank);
-    let missing = || ModelError::MissingKey { key: key.into(), expected: vec![0; rank] };
+    let missing = || candle_core::Error::Msg(format!("no `{key}` of {rank} axes"));
     Ok(found.ok_or_else(missing)?.to_dtype(DType::F32)?)
 }

@@ -1,12 +1,16 @@
-"""Prints the reproduction's tables from results/ROW-SEED.json, rows with several seeds as mean and spread: scores, with
-what timing.py measured of each row on a quiet machine, and training losses by level."""
+"""Prints the reproduction's tables from ROW-SEED.json, rows with several seeds as mean and spread: scores, with
+what timing.py measured of each row on a quiet machine, and training losses by level.
+
+    python table.py [FOLDER]        # results; results/lr-1e-3 has the same rows at a lower learning rate
+"""
 
 import json
 import pathlib
 import statistics
+import sys
 from collections import defaultdict
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "results"
 COLUMNS = {
     "FD, all photos": lambda r: r["features"]["all"],
     "FD, held back": lambda r: r["features"]["held"],
@@ -35,8 +39,6 @@ def losses(results):
 
 
 def cell(values):
-    if None in values:
-        return "not finite"
     mean = statistics.mean(values)
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
     return f"{mean:.4g}{spread}"
@@ -47,7 +49,8 @@ def main():
     for path in sorted(RESULTS.glob("*-[0-9].json")):
         result = json.loads(path.read_text())
         rows[result["row"]].append(result)
-    times = json.loads((RESULTS / "timing.json").read_text())
+    timing = RESULTS / "timing.json"
+    times = json.loads(timing.read_text()) if timing.exists() else {}
     print("| row | seeds |", " | ".join([*COLUMNS, *TIMES]), "|")
     print("|---" * (len(COLUMNS) + len(TIMES) + 2) + "|")
     ordered = sorted(rows.items(), key=lambda item: statistics.mean(r["features"]["held"] for r in item[1]))

@@ -1,0 +1,69 @@
+"""Where in the pyramid a row's samples are off: Frechet distances of their latents from the photos', level by level.
+
+    python levels.py ROW.. --autoencoder ENCODER DECODER --work DIR
+
+DIR is where run.py has run the rows (seed 0). Samples and photos are encoded by the same command, so that what the
+autoencoder does to pictures is in both.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy
+from deltalake import DeltaTable
+from PIL import Image
+
+import features
+import run
+
+
+def pictures(name, work):
+    """The folder of a row's samples as PNGs, or of all photos."""
+    if name == "photos":
+        return work / "photos-all"
+    folder = work / "levels" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, pixels in enumerate(features.images(work / f"{name}-0/samples.npz")):
+        Image.fromarray(pixels).save(folder / f"{i:05}.png", compress_level=1)
+    return folder
+
+
+def pyramid(name, args):
+    """The levels of all pictures, finest first, each (n, channels, side, side) in float64."""
+    work = args.work / str(run.size_of(args.rows[0]))
+    dataset = work / "levels" / f"{name}-dataset"
+    data = {"source": str(pictures(name, work)), "dataset": str(dataset), "levels": 2, "flip": False}
+    weights = {"weights": [str(path.resolve()) for path in args.autoencoder]}
+    run.lapflow("encode", run.HERE / "base.toml", *run.settings({"data": data, "autoencoder": weights}))
+    table = DeltaTable(str(dataset)).to_pyarrow_table()
+
+    def level(name):
+        shape = json.loads(table.schema.field(name).metadata[b"lapflow.shape"])
+        values = [numpy.frombuffer(value, "<f2") for value in table[name].to_pylist()]
+        return numpy.stack(values).reshape(-1, *shape).astype("f8")
+
+    return level("level_0"), level("level_1")
+
+
+def distance(a, b):
+    return features.frechet(a.reshape(len(a), -1), b.reshape(len(b), -1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("rows", nargs="+")
+    parser.add_argument("--autoencoder", type=pathlib.Path, nargs="+", required=True)
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    fine, coarse = pyramid("photos", args)
+    print("| row | coarse level | fine level | latents |\n|---|---|---|---|")
+    for name in args.rows:
+        drawn_fine, drawn_coarse = pyramid(name, args)
+        merged = [f + c.repeat(2, 2).repeat(2, 3) for f, c in ((drawn_fine, drawn_coarse), (fine, coarse))]
+        of_levels = distance(drawn_coarse, coarse), distance(drawn_fine, fine), distance(*merged)
+        print(f"| {name} |", " | ".join(f"{value:.1f}" for value in of_levels), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,7 @@ DIR is where run.py has run the rows (seed 0). Samples and photos are encoded by
 autoencoder does to pictures is in both.
 """
 
-import argparse
 import json
-import pathlib
 
 import numpy
 from deltalake import DeltaTable
@@ -29,13 +27,13 @@ def pictures(name, work):
     return folder
 
 
-def pyramid(name, args):
+def pyramid(name, size, args):
     """The levels of all pictures, finest first, each (n, channels, side, side) in float64."""
-    work = args.work / str(run.size_of(args.rows[0]))
+    work = args.work / str(size)
     dataset = work / "levels" / f"{name}-dataset"
-    data = {"source": str(pictures(name, work)), "dataset": str(dataset), "levels": 2, "flip": False}
-    weights = {"weights": [str(path.resolve()) for path in args.autoencoder]}
-    run.lapflow("encode", run.HERE / "base.toml", *run.settings({"data": data, "autoencoder": weights}))
+    data = {"source": str(pictures(name, work)), "dataset": str(dataset), "size": size, "levels": 2, "flip": False}
+    own = {"data": data, "autoencoder": run.weight_files(args.autoencoder)}
+    run.lapflow("encode", run.HERE / "base.toml", *run.settings(own))
     table = DeltaTable(str(dataset)).to_pyarrow_table()
 
     def level(name):
@@ -51,15 +49,15 @@ def distance(a, b):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("rows", nargs="+")
-    parser.add_argument("--autoencoder", type=pathlib.Path, nargs="+", required=True)
-    parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser = run.arguments(__doc__)
     args = parser.parse_args()
-    fine, coarse = pyramid("photos", args)
+    size, *others = {run.size_of(name) for name in args.rows}
+    if others:
+        parser.error("the rows are of several sizes")
+    fine, coarse = pyramid("photos", size, args)
     print("| row | coarse level | fine level | latents |\n|---|---|---|---|")
     for name in args.rows:
-        drawn_fine, drawn_coarse = pyramid(name, args)
+        drawn_fine, drawn_coarse = pyramid(name, size, args)
         merged = [f + c.repeat(2, 2).repeat(2, 3) for f, c in ((drawn_fine, drawn_coarse), (fine, coarse))]
         of_levels = distance(drawn_coarse, coarse), distance(drawn_fine, fine), distance(*merged)
         print(f"| {name} |", " | ".join(f"{value:.1f}" for value in of_levels), "|", flush=True)

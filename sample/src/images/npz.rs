@@ -223,6 +223,9 @@ impl NpzImages {
     /// When `arr_0` is absent, not uint8 or not (N, H, W, 3).
     pub fn open(path: &Path) -> Result<Self> {
         let mut file = NpzFile::open(path)?;
+        if !file.contains("arr_0") {
+            return Err(SampleError::file(path, "holds no images (arr_0)"));
+        }
         let (header, _) = file.array("arr_0")?;
         match (header.element, header.shape.as_slice()) {
             (Element::U8, &[count, height, width, 3]) => Ok(Self { file, count, height, width }),

@@ -1,7 +1,7 @@
 //! Image sets as a stream of decoded images: folders, `.npz` and Parquet.
 
+use super::NpzImages;
 use super::parquet::ParquetImages;
-use super::{NpzImages, npz::NpzFile};
 use crate::error::{Result, SampleError};
 use lapflow_ingest::{Format, Limits, RgbImage, decode};
 use rayon::prelude::*;
@@ -23,8 +23,8 @@ pub struct ImageSet {
 
 enum Kind {
     Folder(Vec<PathBuf>),
-    Npz,
-    Parquet,
+    Npz(Box<NpzImages>),
+    Parquet(Box<ParquetImages>),
 }
 
 /// What a set turned out to hold.
@@ -59,12 +59,9 @@ impl ImageSet {
         } else if !path.exists() {
             return Err(SampleError::file(path, "does not exist"));
         } else if extension == "npz" {
-            if !NpzFile::open(path)?.contains("arr_0") {
-                return Err(SampleError::file(path, "holds no images (arr_0)"));
-            }
-            Kind::Npz
+            Kind::Npz(Box::new(NpzImages::open(path)?))
         } else if extension == "parquet" {
-            Kind::Parquet
+            Kind::Parquet(Box::new(ParquetImages::open(path)?))
         } else {
             return Err(SampleError::file(path, "is no folder, .npz or .parquet file"));
         };
@@ -72,15 +69,12 @@ impl ImageSet {
     }
 
     /// How many images there are, without looking at them.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn images(&self) -> Result<usize> {
-        Ok(match &self.kind {
+    pub fn images(&self) -> usize {
+        match &self.kind {
             Kind::Folder(files) => files.len(),
-            Kind::Npz => NpzImages::open(&self.path)?.count,
-            Kind::Parquet => ParquetImages::open(&self.path)?.rows(),
-        })
+            Kind::Npz(npz) => npz.count,
+            Kind::Parquet(parquet) => parquet.rows(),
+        }
     }
 
     /// Hands all images to `each` in batches of `batch`, in order.
@@ -89,13 +83,13 @@ impl ImageSet {
     /// For an image that cannot be decoded or is not of the first one's size, by name, and
     /// whatever `each` returns.
     pub fn for_batches(
-        &self,
+        self,
         batch: usize,
         each: &mut dyn FnMut(&[RgbImage]) -> Result<()>,
     ) -> Result<SetContent> {
         let mut batches =
             Batches { each, batch, pending: Vec::new(), content: SetContent::default() };
-        match &self.kind {
+        match self.kind {
             Kind::Folder(files) => {
                 for files in files.chunks(DECODE_FILES) {
                     let read = |path: &PathBuf| {
@@ -109,15 +103,14 @@ impl ImageSet {
                     }
                 }
             }
-            Kind::Npz => {
-                let mut npz = NpzImages::open(&self.path)?;
+            Kind::Npz(mut npz) => {
                 let (width, height) = (npz.width as u32, npz.height as u32);
                 npz.for_each(|i, pixels| {
                     let image = RgbImage { width, height, pixels: pixels.to_vec() };
                     batches.push(image, "npz", || format!("image {i}"))
                 })?;
             }
-            Kind::Parquet => ParquetImages::open(&self.path)?.for_each(|row, bytes| {
+            Kind::Parquet(parquet) => parquet.for_each(|row, bytes| {
                 let name = || format!("{} row {row}", self.path.display());
                 let (image, format) = decoded(bytes, name)?;
                 batches.push(image, &format, name)

@@ -97,7 +97,7 @@ impl Summary {
             }
         }
         let set = ImageSet::open(path)?;
-        needs.enough(path, set.images()?)?;
+        needs.enough(path, set.images())?;
         Self::of_batches(path, extractor, needs, progress, |each| set.for_batches(batch, each))
     }
 

@@ -31,7 +31,7 @@ def pictures(name, work):
 
 
 def pyramid(name, size, args):
-    """The levels of all pictures, finest first, each (n, channels, side, side) in float64."""
+    """Coarse level, fine level and latents of all pictures, each (n, channels, side, side) in float64."""
     work = args.work / str(size)
     dataset = work / "levels" / f"{name}-dataset"
     data = {"source": str(pictures(name, work)), "dataset": str(dataset), "size": size, "levels": 2, "flip": False}
@@ -44,7 +44,8 @@ def pyramid(name, size, args):
         values = [numpy.frombuffer(value, "<f2") for value in table[name].to_pylist()]
         return numpy.stack(values).reshape(-1, *shape).astype("f8")
 
-    return level("level_0"), level("level_1")
+    fine, coarse = level("level_0"), level("level_1")
+    return coarse, fine, fine + coarse.repeat(2, 2).repeat(2, 3)
 
 
 def distance(a, b):
@@ -57,12 +58,10 @@ def main():
     size, *others = {run.size_of(name) for name in args.rows}
     if others:
         parser.error("the rows are of several sizes")
-    fine, coarse = pyramid("photos", size, args)
+    photos = pyramid("photos", size, args)
     print("| row | coarse level | fine level | latents |\n|---|---|---|---|")
     for name in args.rows:
-        drawn_fine, drawn_coarse = pyramid(name, size, args)
-        merged = [f + c.repeat(2, 2).repeat(2, 3) for f, c in ((drawn_fine, drawn_coarse), (fine, coarse))]
-        of_levels = distance(drawn_coarse, coarse), distance(drawn_fine, fine), distance(*merged)
+        of_levels = map(distance, pyramid(name, size, args), photos)
         print(f"| {name} |", " | ".join(f"{value:.1f}" for value in of_levels), "|", flush=True)
 
 

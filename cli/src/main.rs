@@ -3,12 +3,11 @@
 mod autoencoder;
 mod commands;
 mod config;
-mod demo;
 mod device;
+mod pictures;
 mod presets;
 mod progress;
 mod ranks;
-mod report;
 mod signals;
 
 use clap::Parser;

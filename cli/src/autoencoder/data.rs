@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::recipe::{DataConfig, RenderingsConfig};
-use crate::demo::render::{CLASSES, render};
+use lapflow_demo::{CLASSES, render};
 
 /// Decoded pixels of a folder that are kept in memory, at most.
 const PIXEL_BYTES_MAX: u64 = 8 << 30;

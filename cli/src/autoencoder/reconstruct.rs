@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::data::to_tensor;
 use super::score::{SSIM_WINDOW, psnr, ssim};
 use crate::commands::Context;
-use crate::report::grid::{encode_png, grid};
+use lapflow_report::{encode_png, grid};
 
 /// Pixels between an image and its reconstruction.
 const GAP: u32 = 4;

@@ -3,14 +3,15 @@
 //! Renders an image set, then goes through the same code as the commands: encode, train, sample,
 //! score, report. Started again, it goes on where it was.
 
+mod score;
+
 use super::{Context, encode, eval, report, sample, train};
 use crate::config::Config;
-use crate::demo::{CLASSES, score, write_set};
-use crate::report::grid::{encode_png, grid};
-use crate::report::pictures::drawn;
-use crate::report::{Bar, Bars, Block, Fact, Figure, PictureRow, Section, Zoom};
+use crate::pictures::drawn;
 use anyhow::{Context as _, Result, bail};
 use image::DynamicImage;
+use lapflow_demo::{CLASSES, write_set};
+use lapflow_report::{Bar, Bars, Block, Fact, Figure, PictureRow, Section, Zoom, encode_png, grid};
 use lapflow_sample::{Generator, Request};
 use lapflow_store::Worker;
 use lapflow_train::Alone;
@@ -62,7 +63,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut stages = Stages::default();
 
     let size = config.data.ingest.size;
-    stages.time("render", || write_set(&images, 0..args.pictures, size))?;
+    stages.time("render", || Ok(write_set(&images, 0..args.pictures, size)?))?;
     let encoded = stages.time("encode", || encode::encode(&config, Worker::ALONE, context))?;
     let trained =
         stages.time("train", || train::train(&config, true, false, context, Rc::new(Alone)))?;

@@ -8,11 +8,7 @@ use super::eval::dataset::raw_levels;
 use super::flops::single_scale;
 use super::sample::{find, generator};
 use crate::config::Config;
-use crate::report::html::render_html;
-use crate::report::pictures::{from_pixels, level_picture, of_images, unit_range};
-use crate::report::{
-    Block, Curves, Fact, Figure, PictureRow, Report, Scale, Section, Series, Table, Zoom,
-};
+use crate::pictures::{from_pixels, level_picture, of_images, unit_range};
 use anyhow::{Context as _, Result};
 use candle_core::Tensor;
 use futures::TryStreamExt;
@@ -21,6 +17,10 @@ use lapflow_ingest::{Outcome, Source};
 use lapflow_model::checkpoint::Card;
 use lapflow_model::net::cost;
 use lapflow_model::pyramid;
+use lapflow_report::{
+    Block, Curves, Fact, Figure, PictureRow, Report, Scale, Section, Series, Table, Zoom,
+    render_html,
+};
 use lapflow_sample::{Generator, Request};
 use lapflow_store::{Dataset, Row};
 use lapflow_train::{Line, RunFolder};

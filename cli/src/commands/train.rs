@@ -2,14 +2,14 @@
 
 use super::{Context, plan};
 use crate::config::{Config, ConfigArgs};
+use crate::pictures::drawn;
 use crate::progress::Progress;
 use crate::ranks::join;
-use crate::report::grid::{encode_png, grid};
-use crate::report::pictures::drawn;
 use anyhow::{Result, bail};
 use candle_core::Device;
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_model::checkpoint::Checkpoint;
+use lapflow_report::{encode_png, grid};
 use lapflow_sample::{Generator, Request};
 use lapflow_store::Dataset;
 use lapflow_train::{

@@ -1,14 +1,14 @@
 //! `lapflow dataset preview`: some samples on one sheet.
 
 use super::Context;
-use crate::report::grid::{encode_png, grid};
-use crate::report::pictures::{from_pixels, level_picture, unit_range};
+use crate::pictures::{from_pixels, level_picture, unit_range};
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Tensor};
 use futures::TryStreamExt;
 use image::DynamicImage;
 use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, WeightsSource};
 use lapflow_model::pyramid;
+use lapflow_report::{encode_png, grid};
 use lapflow_store::{Batch, Dataset, LevelBatch, Loader, LoaderConfig, LoaderState};
 use std::path::PathBuf;
 

@@ -2,13 +2,13 @@
 
 use crate::commands::Context;
 use crate::commands::eval::dataset::raw_levels;
-use crate::report::pictures::of_images;
-use crate::report::{Figure, PictureRow, Zoom};
+use crate::pictures::of_images;
 use anyhow::Result;
 use candle_core::Tensor;
 use futures::{StreamExt, TryStreamExt};
 use image::DynamicImage;
 use lapflow_model::pyramid;
+use lapflow_report::{Figure, PictureRow, Zoom};
 use lapflow_sample::Generator;
 use lapflow_store::Dataset;
 

@@ -1,7 +1,7 @@
 //! The table of a run's scores, from the files that `lapflow eval --json` left in it.
 
-use crate::report::{Block, Section, Table};
 use anyhow::{Context, Result};
+use lapflow_report::{Block, Section, Table};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -40,7 +40,6 @@ pub fn render(class: usize, seed: u64, size: u32) -> RgbImage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::grid::{encode_png, grid};
 
     /// Mean absolute difference of two pictures, in steps of 1/255.
     fn difference(a: &RgbImage, b: &RgbImage) -> f64 {
@@ -113,17 +112,5 @@ mod tests {
             }
         }
         assert!(right >= 76, "{right} of 80 nearest to their class");
-    }
-
-    /// Writes pictures of every class to the file that `LAPFLOW_CONTACT_SHEET` names.
-    #[test]
-    #[ignore = "writes a picture to look at"]
-    fn contact_sheet() -> anyhow::Result<()> {
-        let path = std::env::var("LAPFLOW_CONTACT_SHEET")?;
-        let columns = 12;
-        let pictures: Vec<_> = (0..CLASSES.len())
-            .flat_map(|class| (0..columns).map(move |seed| render(class, seed, 96).into()))
-            .collect();
-        Ok(std::fs::write(path, encode_png(&grid(&pictures, columns as usize, 4)))?)
     }
 }

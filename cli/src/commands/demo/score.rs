@@ -1,10 +1,10 @@
 //! Whether samples look like the class they were asked for.
 
-use super::render::{CLASSES, render};
 use anyhow::{Context, Result};
 use candle_core::Device;
 use image::imageops::{FilterType, resize};
 use image::{DynamicImage, RgbImage};
+use lapflow_demo::{CLASSES, render};
 use lapflow_ingest::RgbImage as Decoded;
 use lapflow_model::autoencoder::Autoencoder;
 use lapflow_sample::images::SetContent;

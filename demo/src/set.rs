@@ -1,14 +1,14 @@
-//! The demo's image set on disk: PNG files in class folders.
+//! A set of pictures on disk: PNG files in class folders.
 
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use image::ImageFormat;
 use rayon::prelude::*;
 
 use super::render::{CLASSES, render};
-use crate::report::grid::encode_png;
 
 /// Writes one picture of every class for each of `seeds` as `out/CLASS/SEED.png`, `size` by `size`
 /// pixels, on all threads. Returns how many were written.
@@ -18,27 +18,28 @@ use crate::report::grid::encode_png;
 ///
 /// # Errors
 /// If a folder or file cannot be written; the message names it.
-pub fn write_set(out: &Path, seeds: Range<u64>, size: u32) -> Result<usize> {
+pub fn write_set(out: &Path, seeds: Range<u64>, size: u32) -> io::Result<usize> {
     for class in CLASSES {
         let folder = out.join(class);
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
+        fs::create_dir_all(&folder).map_err(|error| named(&folder, error))?;
     }
     let pictures: Vec<(usize, u64)> =
         (0..CLASSES.len()).flat_map(|class| seeds.clone().map(move |seed| (class, seed))).collect();
     pictures.par_iter().try_for_each(|&(class, seed)| {
-        let png = encode_png(&render(class, seed, size).into());
         let path = out.join(CLASSES[class]).join(format!("{seed:06}.png"));
-        write_whole(&path, &png).with_context(|| format!("cannot write {}", path.display()))
+        // Written beside and renamed, so that a file of that name is always whole.
+        let part = path.with_extension("part");
+        render(class, seed, size)
+            .save_with_format(&part, ImageFormat::Png)
+            .map_err(io::Error::other)
+            .and_then(|()| fs::rename(&part, &path))
+            .map_err(|error| named(&path, error))
     })?;
     Ok(pictures.len())
 }
 
-/// Writes beside `path` and renames, so that a file of that name is always whole.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let part = path.with_extension("part");
-    fs::write(&part, bytes)?;
-    fs::rename(&part, path)
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -48,7 +49,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_is_the_same_every_time_and_holds_every_picture() -> Result<()> {
+    fn a_set_is_the_same_every_time_and_holds_every_picture()
+    -> Result<(), Box<dyn std::error::Error>> {
         let (first, second) = (tempfile::tempdir()?, tempfile::tempdir()?);
         assert_eq!(write_set(first.path(), 5..8, 32)?, 3 * CLASSES.len());
         write_set(second.path(), 5..8, 32)?;

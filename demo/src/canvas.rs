@@ -162,8 +162,8 @@ fn smooth(t: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::colour::{INK, WHITE, hex};
-    use crate::demo::shapes::{disc, ellipse, mirrored, scalloped, triangle};
+    use crate::colour::{INK, WHITE, hex};
+    use crate::shapes::{disc, ellipse, mirrored, scalloped, triangle};
 
     /// Painting in tiles leaves out nothing that painting every sample would paint.
     #[test]

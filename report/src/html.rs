@@ -181,9 +181,9 @@ fn is_number(cell: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Bar, Curves, Scale, Series};
     use super::*;
-    use crate::demo::render::{CLASSES, render};
+    use crate::{Bar, Curves, Scale, Series};
+    use lapflow_demo::{CLASSES, render};
 
     /// A page with every kind of block, with `text` wherever text can stand.
     fn page(text: &str) -> Report {

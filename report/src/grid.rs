@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn png_holds_the_pixels() -> anyhow::Result<()> {
+    fn png_holds_the_pixels() -> image::ImageResult<()> {
         let sheet = grid(&[plain(3, [9, 8, 7]), plain(5, [1, 2, 3])], 2, 1);
         assert_eq!(image::load_from_memory(&encode_png(&sheet))?.into_rgba8(), sheet.into_rgba8());
         Ok(())

@@ -70,6 +70,11 @@ impl Draft {
         })
     }
 
+    /// What is encoded.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
     /// What falls to which shard.
     pub fn plan(&self) -> &Plan {
         &self.plan

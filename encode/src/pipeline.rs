@@ -143,7 +143,10 @@ impl<'a> Run<'a> {
                 return Ok(false);
             }
             match outcome? {
-                Outcome::Image(item) => batch.push(item),
+                Outcome::Image(item) => {
+                    self.stats().images_unturned += u64::from(item.view == 0 && item.unturned);
+                    batch.push(item);
+                }
                 Outcome::Skip(skip) => skips.push(self.count_skip(skip.into())?),
             }
             if batch.len() == self.config.batch {

@@ -30,6 +30,8 @@ pub struct EncodeStats {
     pub rows_queued: u64,
     /// Images skipped, by reason.
     pub skipped: BTreeMap<String, u64>,
+    /// Images read whose EXIF orientation asks for a turn that they were not given.
+    pub images_unturned: u64,
     /// Images of a watched source that wait for their shard to be closed.
     pub images_pending: u64,
     /// Images of a watched source that belong to no known class, and so to no shard.

@@ -31,6 +31,8 @@ pub struct Exported {
     pub present: usize,
     /// Images left out, also listed in `skipped.jsonl`.
     pub skips: Vec<Skip>,
+    /// Images written now whose EXIF orientation asks for a turn that they were not given.
+    pub unturned: usize,
     /// Whether `progress` ended it early.
     pub stopped: bool,
 }
@@ -60,6 +62,7 @@ pub async fn export(
         written: 0,
         present,
         skips: Vec::new(),
+        unturned: 0,
         stopped: progress(present, total).is_break(),
     };
     let mut done = present;
@@ -70,9 +73,10 @@ pub async fn export(
     while !exported.stopped {
         let Some(saved) = saved.try_next().await? else { break };
         match saved {
-            Saved::View(view) => {
+            Saved::View { first, unturned } => {
                 exported.written += 1;
-                done += usize::from(view == 0);
+                exported.unturned += usize::from(first && unturned);
+                done += usize::from(first);
             }
             Saved::Skip(skip) => {
                 exported.skips.push(skip);
@@ -86,7 +90,7 @@ pub async fn export(
 }
 
 enum Saved {
-    View(u8),
+    View { first: bool, unturned: bool },
     Skip(Skip),
 }
 
@@ -98,7 +102,8 @@ async fn save(outcome: Outcome, targets: &[PathBuf]) -> Result<Saved> {
     let target = &targets[item.id as usize];
     let target = if item.view == 0 { target.clone() } else { mirrored(target) };
     tokio::task::spawn_blocking(move || {
-        replace(&target, |file| encode(&item, file)).map(|()| Saved::View(item.view))
+        replace(&target, |file| encode(&item, file))
+            .map(|()| Saved::View { first: item.view == 0, unturned: item.unturned })
     })
     .await
     .expect("writing a file neither panics nor is cancelled")

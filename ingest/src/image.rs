@@ -20,13 +20,15 @@ pub(crate) struct Decoded {
     pub(crate) full: (u32, u32),
     /// How often the decoder halved its sides, rounding up.
     pub(crate) halvings: u32,
+    /// Whether its EXIF orientation asks for a turn that it was not given.
+    pub(crate) unturned: bool,
 }
 
 impl Decoded {
     /// An image in full.
     pub(crate) fn whole(image: RgbImage) -> Self {
         let full = (image.width, image.height);
-        Self { image, full, halvings: 0 }
+        Self { image, full, halvings: 0, unturned: false }
     }
 
     /// Width and height of the picture in pixels of the image. A side that the decoder rounded

@@ -44,6 +44,8 @@ pub struct Item {
     pub height: u32,
     /// 0 as it is, 1 mirrored.
     pub view: u8,
+    /// Whether its EXIF orientation asks for a turn that the configuration does not give it.
+    pub unturned: bool,
     /// The square image.
     pub image: RgbImage,
 }
@@ -180,6 +182,7 @@ impl Source {
         let (width, height) = (opened.width, opened.height);
         let reservation = self.decode_budget.reserve(opened.working_bytes);
         let decoded = opened.decode(self.config.exif_orientation)?;
+        let unturned = decoded.unturned;
         let seed = self.config.seed ^ entry.id.wrapping_mul(0xd134_2543_de82_ef95);
         let image = crop_decoded(decoded, self.config.size, self.config.crop, seed);
         drop(reservation);
@@ -191,6 +194,7 @@ impl Source {
             width,
             height,
             view: 0,
+            unturned,
             image,
         })
     }

@@ -191,12 +191,16 @@ async fn dataset_json_labels_a_zip() {
 #[tokio::test]
 async fn names_that_lead_out_of_an_archive_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    for name in ["../evil.png", "/etc/evil.png", "a/../../evil.png", "a\\..\\evil.png"] {
+    for (name, shown) in [
+        ("../evil.png", "../evil.png"),
+        ("/etc/evil.png", "/etc/evil.png"),
+        ("a/../../evil.png", "a/../../evil.png"),
+        ("a\\..\\evil.png", "a/../evil.png"),
+    ] {
         let members = [(name.to_owned(), vec![1, 2, 3])];
         for (file, bytes) in [("e.tar", tar_bytes(&members)), ("e.zip", zip_bytes(&members))] {
             let path = write(folder.path(), file, &bytes);
             let error = open(&path).await.err().unwrap_or_else(|| panic!("{file} {name} opened"));
-            let shown = name.escape_debug();
             assert_eq!(error, format!("{path}: member {shown}: its name leads out of the archive"));
         }
     }
@@ -232,7 +236,7 @@ async fn broken_archives_are_named_and_cut_members_are_skipped() {
     assert!(error.starts_with(&format!("source {path}: ")), "{error}");
 
     let path = write(folder.path(), "empty.tar", &[]);
-    assert_eq!(open(&path).await.err(), Some(format!("source {path}: it holds no images")));
+    assert_eq!(open(&path).await.err(), Some(format!("source {path}: it is empty, 0 bytes")));
 }
 
 #[tokio::test]
@@ -301,13 +305,28 @@ async fn label_files_replace_the_sources_labels() {
     assert_eq!((labels, classes.len()), (vec![Some(0), None, Some(2)], 3));
 
     for (name, text, reason) in [
-        ("mixed.csv", "a,1\nb,cat", "it mixes class numbers and class names"),
-        ("twice.csv", "a,1\na,2", "`a` has two labels"),
-        ("comma.csv", "a 1", "line 1 has no comma"),
-        ("a.yaml", "a: 1", "it is neither .json nor .csv"),
+        ("mixed.csv", "bird/0.png,1\ncat/1.png,cat", "it mixes class numbers and class names"),
+        ("twice.csv", "0.png,1\nbird/0.png,2", "`bird/0.png` has two labels, line 1 and line 2"),
+        ("comma.csv", "0.png 1", "line 1 has no comma, semicolon or tab"),
+        ("ragged.csv", "0.png,1\n2.png,1,2", "line 2 has 3 fields, the first 2"),
+        ("half.csv", "0.png,0.5", "line 1: 0.5 is neither a class number nor a class name"),
+        ("large.csv", "0.png,5000000000", "line 1: 5000000000 is too large for a class number"),
         (
-            "broken.json",
-            "{\"a\": ",
+            "three.csv",
+            "0.png,x,y",
+            "it has no header, and in its first line 0.png, x, y: call one of them label",
+        ),
+        (
+            "strange.csv",
+            "file,label\nx.png,1",
+            "it names no image of the source: `x.png`, not `bird/0.png`",
+        ),
+        ("a.yaml", "a: 1", "it is neither .json, .csv nor .tsv"),
+        ("broken.json", "{\"a\": ", "EOF while parsing a value at line 1 column 6"),
+        ("pair.json", "{\"labels\": [[\"0.png\"]]}", "[\"0.png\"] is no [key, label]"),
+        (
+            "list.json",
+            "[1]",
             "it is neither EDM's {\"labels\": [[key, label], ..]} nor {key: label, ..}",
         ),
     ] {
@@ -315,6 +334,274 @@ async fn label_files_replace_the_sources_labels() {
         let error = labelled(name, text).await.expect_err("refused");
         assert_eq!(error, format!("labels {}: {reason}", path.display()));
     }
-    let error = labelled("many.csv", "a,4000000000").await.expect_err("refused");
+    let error = labelled("many.csv", "0.png,4000000000").await.expect_err("refused");
     assert!(error.ends_with("class 4000000000 is beyond the 1048576 classes allowed"), "{error}");
+}
+
+/// Tables as people write them, each of the same labels.
+#[tokio::test]
+async fn tables_of_labels_are_read_as_they_are_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (key, content) in images().iter().take(3) {
+        write(&folder.path().join("set"), key, content);
+    }
+    let fishes = ["goldfish, Carassius auratus", "tench"];
+    for (name, text) in [
+        (
+            "a.csv",
+            "id,breed\n0,\"goldfish, Carassius auratus\"\n1,tench\n2,\"goldfish, Carassius auratus\"\n",
+        ),
+        (
+            "b.csv",
+            "\u{feff}set/bird/0.png,\"goldfish, Carassius auratus\"\r\n./cat/1.png,tench\r\n2.png,\"goldfish, Carassius auratus\"\r\n",
+        ),
+        (
+            "c.csv",
+            ",file,label,split\n7,0.png,\"goldfish, Carassius auratus\",a\n8,1.png,tench,b\n9,2.png,\"goldfish, Carassius auratus\",b\n",
+        ),
+        (
+            "d.tsv",
+            "file\tlabel\n0.png\tgoldfish, Carassius auratus\n1.png\ttench\n2.png\tgoldfish, Carassius auratus\n",
+        ),
+        (
+            "e.csv",
+            "class;name\ngoldfish, Carassius auratus;0.png\ntench;1.png\ngoldfish, Carassius auratus;2.png\n",
+        ),
+        (
+            "f.json",
+            "\u{feff}{\"bird/0.png\": \"goldfish, Carassius auratus\", \"1\": \"tench\", \"2\": \"goldfish, Carassius auratus\"}",
+        ),
+    ] {
+        let labels = Some(write(folder.path(), name, text.as_bytes()).into());
+        let source = folder.path().join("set").display().to_string();
+        let config = IngestConfig { source, labels, ..IngestConfig::default() };
+        let source = Source::open(&config).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let labels: Vec<_> = source.entries().iter().map(|entry| entry.label).collect();
+        assert_eq!(source.classes(), fishes, "{name}");
+        assert_eq!(labels, [Some(0), Some(0), Some(1)], "{name}");
+        let guessed = ["a.csv", "c.csv", "e.csv"].contains(&name);
+        assert_eq!(!source.notes().is_empty(), guessed, "{name}: {:?}", source.notes());
+    }
+    // Withheld labels, and a line that names nothing.
+    let text = "file,label\n0.png,-1\n1.png,1.0\n2.png,\nother.png,3\n";
+    let labels = Some(write(folder.path(), "g.csv", text.as_bytes()).into());
+    let source = folder.path().join("set").display().to_string();
+    let source = Source::open(&IngestConfig { source, labels, ..IngestConfig::default() }).await;
+    let source = source.expect("opens");
+    let labels: Vec<_> = source.entries().iter().map(|entry| entry.label).collect();
+    assert_eq!(labels, [None, None, Some(1)]);
+    assert!(source.notes()[0].ends_with("1 of 4 names are of no image: `other.png`, .."));
+    let utf16: Vec<u8> = "a,1".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let utf16 = [&[0xff, 0xfe][..], &utf16].concat();
+    let labels = Some(write(folder.path(), "h.csv", &utf16).into());
+    let source = folder.path().join("set").display().to_string();
+    let config = IngestConfig { source, labels, ..IngestConfig::default() };
+    let error = Source::open(&config).await.err().expect("refused").to_string();
+    assert!(error.ends_with("it is UTF-16: save it as UTF-8"), "{error}");
+}
+
+/// A Parquet file of the images with a column of labels of any kind.
+fn parquet_labelled(name: &str, labels: ArrayRef, features: &str) -> Vec<u8> {
+    let images = images();
+    let bytes: ArrayRef =
+        Arc::new(BinaryArray::from_iter_values(images.iter().take(labels.len()).map(|(_, b)| b)));
+    let fields = Fields::from(vec![Field::new("bytes", DataType::Binary, true)]);
+    let column: ArrayRef = Arc::new(StructArray::new(fields.clone(), vec![bytes], None));
+    let info = format!(r#"{{"info": {{"features": {{{features}}}}}}}"#);
+    let schema = Arc::new(Schema::new_with_metadata(
+        vec![
+            Field::new("image", DataType::Struct(fields), true),
+            Field::new(name, labels.data_type().clone(), true),
+        ],
+        std::collections::HashMap::from([("huggingface".to_owned(), info)]),
+    ));
+    let mut writer = ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), None).expect("a writer");
+    writer
+        .write(&RecordBatch::try_new(schema, vec![column, labels]).expect("a batch"))
+        .expect("written");
+    writer.into_inner().expect("into memory")
+}
+
+#[tokio::test]
+async fn columns_of_labels_become_classes_or_are_refused() {
+    use arrow::array::{BooleanArray, DictionaryArray, Float64Array, UInt8Array};
+    use arrow::datatypes::Int32Type;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |labels: ArrayRef| {
+        write(folder.path(), "a.parquet", &parquet_labelled("label", labels, ""))
+    };
+    let names = StringArray::from(vec![Some("owl"), Some("cat"), None]);
+    let named: DictionaryArray<Int32Type> =
+        vec![Some("owl"), Some("cat"), None].into_iter().collect();
+    for labels in [Arc::new(names) as ArrayRef, Arc::new(named)] {
+        let source = open(&file(labels)).await.expect("opens");
+        assert_eq!(source.classes(), ["cat", "owl"]);
+        let labels: Vec<_> = source.entries().iter().map(|entry| entry.label).collect();
+        assert_eq!(labels, [Some(1), Some(0), None]);
+    }
+    for labels in [
+        Arc::new(UInt8Array::from(vec![1, 0, 1])) as ArrayRef,
+        Arc::new(BooleanArray::from(vec![true, false, true])),
+        Arc::new(Float64Array::from(vec![1.0, 0.0, 1.0])),
+        Arc::new(StringArray::from(vec!["1", "0", "1"])),
+    ] {
+        let source = open(&file(labels)).await.expect("opens");
+        let labels: Vec<_> = source.entries().iter().map(|entry| entry.label).collect();
+        assert_eq!(labels, [Some(1), Some(0), Some(1)]);
+    }
+    let path = file(Arc::new(Float64Array::from(vec![1.0, 0.7])));
+    let error = open(&path).await.err().expect("refused");
+    let reason = "row 1: 0.7 is neither a class number nor a class name";
+    assert_eq!(error, format!("source {path}: its column `label`, {reason}"));
+
+    let class = |name: &str| {
+        let feature = r#"{"names": ["x", "y"], "_type": "ClassLabel"}"#;
+        parquet_labelled(
+            name,
+            Arc::new(Int64Array::from(vec![0, 1])),
+            &format!("\"{name}\": {feature}"),
+        )
+    };
+    let source =
+        open(&write(folder.path(), "b.parquet", &class("fine_label"))).await.expect("opens");
+    assert_eq!(source.classes(), ["x", "y"]);
+    assert!(source.notes()[0].ends_with("labels are those of column `fine_label`"));
+
+    // Several files: the classes are those of all.
+    let several = tempfile::tempdir().expect("a folder");
+    for (name, label) in [("1.parquet", "owl"), ("2.parquet", "cat")] {
+        let labels = Arc::new(StringArray::from(vec![label, "ant"]));
+        write(several.path(), name, &parquet_labelled("label", labels, ""));
+    }
+    let source = open(&several.path().display().to_string()).await.expect("opens");
+    let labels: Vec<_> = source.entries().iter().map(|entry| entry.label).collect();
+    assert_eq!(
+        (source.classes(), labels.as_slice()),
+        (
+            ["ant", "cat", "owl"].map(String::from).as_slice(),
+            [Some(2), Some(0), Some(1), Some(0)].as_slice()
+        )
+    );
+    // Another order of names under the same numbers is another meaning.
+    write(several.path(), "3.parquet", &class("label"));
+    let other = r#""label": {"names": ["y", "x"], "_type": "ClassLabel"}"#;
+    let labels = Arc::new(Int64Array::from(vec![0, 1]));
+    write(several.path(), "4.parquet", &parquet_labelled("label", labels, other));
+    let error = open(&several.path().display().to_string()).await.err().expect("refused");
+    assert!(error.ends_with("a class is called `y` in it, `x` in those before"), "{error}");
+}
+
+/// A tar whose members are written by hand: kind, name, target of a link, content.
+fn tar_of(members: &[(tar::EntryType, &[u8], &[u8], &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (kind, name, target, content) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_entry_type(*kind);
+        header.set_mode(0o644);
+        header.as_old_mut().name[..name.len()].copy_from_slice(name);
+        header.as_old_mut().linkname[..target.len()].copy_from_slice(target);
+        header.set_cksum();
+        tar.append(&header, *content).expect("into memory");
+    }
+    tar.into_inner().expect("into memory")
+}
+
+#[tokio::test]
+async fn links_in_a_tar_are_what_they_lead_to() {
+    use tar::EntryType::{Link, Regular, Symlink};
+    let folder = tempfile::tempdir().expect("a folder");
+    let png = &images()[0].1;
+    let path = write(
+        folder.path(),
+        "links.tar",
+        &tar_of(&[
+            (Symlink, b"snap/early.png", b"../blobs/1234", b""),
+            (Regular, b"blobs/1234", b"", png),
+            (Link, b"cat/hard.png", b"blobs/1234", b""),
+            (Symlink, b"cat/twice.png", b"hard.png", b""),
+            (Symlink, b"cat/dead.png", b"../gone.png", b""),
+            (Symlink, b"cat/out.png", b"../../gone.png", b""),
+            (Symlink, b"cat/loop.png", b"loop.png", b""),
+            (Link, b"notes.txt", b"blobs/1234", b""),
+        ]),
+    );
+    let source = open(&path).await.expect("opens");
+    let keys: Vec<_> = source.entries().iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(keys, ["blobs/1234", "cat/hard.png", "cat/twice.png", "snap/early.png"]);
+    let left_out = "3 links to what the archive does not hold, 1 .txt";
+    assert_eq!(source.left_out().to_string(), left_out);
+    let (items, skips) = read(&source).await;
+    assert_eq!((items.len(), skips.len()), (4, 0));
+    assert!(items.iter().all(|item| item.sha256 == items[0].sha256));
+}
+
+#[tokio::test]
+async fn what_is_only_called_a_tar_is_named_and_a_cut_one_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (head, is) in [
+        (&[0x1f, 0x8b, 8, 0][..], "compressed by gzip"),
+        (&[0x28, 0xb5, 0x2f, 0xfd], "compressed by zstd"),
+        (b"<!DOCTYPE html>", "a page of HTML or XML, perhaps of a download that failed"),
+    ] {
+        let path = write(folder.path(), "a.tar", head);
+        let error = open(&path).await.err().expect("refused");
+        assert_eq!(error, format!("source {path}: it is no plain tar, but {is}"));
+    }
+    // An empty shard among good ones.
+    let shards = tempfile::tempdir().expect("a folder");
+    write(shards.path(), "0.tar", &tar_bytes(&images()));
+    write(shards.path(), "1.tar", &[]);
+    let error = open(&shards.path().display().to_string()).await.err().expect("refused");
+    assert!(error.ends_with("1.tar: it is empty, 0 bytes"), "{error}");
+
+    let whole = tar_bytes(&images());
+    let path = write(folder.path(), "cut.tar", &whole[..whole.len() - 1024]);
+    let source = open(&path).await.expect("opens");
+    assert_eq!(source.notes(), [format!("{path} has no end mark: it may have been cut off")]);
+}
+
+#[tokio::test]
+async fn sidecars_backslashes_and_foreign_names_in_archives() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let png = images()[0].1.clone();
+    let named = |names: &[&str]| -> Vec<(String, Vec<u8>)> {
+        names.iter().map(|name| ((*name).to_owned(), png.clone())).collect()
+    };
+    let mac = named(&["cat/0.png", "__MACOSX/cat/._0.png", "cat/._1.png", ".hidden/2.png"]);
+    let windows = named(&["cat\\0.png", "dog\\1.png"]);
+    for (mac, windows) in [
+        (("m.tar", tar_bytes(&mac)), ("w.tar", tar_bytes(&windows))),
+        (("m.zip", zip_bytes(&mac)), ("w.zip", zip_bytes(&windows))),
+    ] {
+        let keys = async |(name, content): (&str, Vec<u8>)| {
+            let source = open(&write(folder.path(), name, &content)).await.expect("opens");
+            let keys = source.entries().iter().map(|entry| entry.key.clone());
+            (keys.collect::<Vec<_>>(), source.classes().to_vec(), source.left_out().is_empty())
+        };
+        assert_eq!(keys(mac).await, (vec!["cat/0.png".into()], vec!["cat".into()], true));
+        let (two, classes) = (["cat/0.png", "dog/1.png"], ["cat", "dog"]);
+        assert_eq!(
+            keys(windows).await,
+            (two.map(String::from).into(), classes.map(String::from).into(), true)
+        );
+    }
+    use tar::EntryType::Regular;
+    let latin =
+        tar_of(&[(Regular, b"caf\xe9/0.png", b"", &png), (Regular, b"caf\xe8/0.png", b"", &png)]);
+    let source = open(&write(folder.path(), "latin.tar", &latin)).await.expect("opens");
+    assert_eq!(source.classes(), ["caf\\xe8", "caf\\xe9"]);
+    assert_eq!(read(&source).await.0.len(), 2);
+
+    // A zip that says UTF-8 in its Unicode field alone, behind a name in Shift-JIS of equal length.
+    let utf8 = "猫/0.png";
+    let mut zip = zip_bytes(&named(&[utf8]));
+    assert!(zip.windows(utf8.len()).any(|window| window == utf8.as_bytes()));
+    for at in 0..zip.len() - 3 {
+        if zip[at..at + 3] == *"猫".as_bytes() {
+            zip[at..at + 3].copy_from_slice(b"\x94Lx");
+        }
+    }
+    let source = open(&write(folder.path(), "sjis.zip", &zip)).await.expect("opens");
+    assert_eq!(source.classes(), ["\\x94Lx"]);
 }

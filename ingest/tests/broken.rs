@@ -76,12 +76,13 @@ fn every_broken_file_is_skipped_in_its_own_words() {
         (
             "text",
             b"<!DOCTYPE html>".to_vec(),
-            "neither JPEG, PNG, WebP nor PPM: it starts with 3c21444f43545950",
+            "neither JPEG, PNG, WebP nor PPM: it starts with 3c21444f43545950, as a page of HTML or XML \
+             does",
         ),
         (
             "gif",
             b"GIF89a\x01\0\x01\0".to_vec(),
-            "neither JPEG, PNG, WebP nor PPM: it starts with 4749463839610100",
+            "neither JPEG, PNG, WebP nor PPM: it starts with 4749463839610100, as GIF does",
         ),
         ("one byte", vec![0xff], "neither JPEG, PNG, WebP nor PPM: it starts with ff"),
         ("jpeg start only", vec![0xff, 0xd8, 0xff], "truncated JPEG"),

@@ -18,7 +18,7 @@ fn png(width: u32, height: u32, shade: u8) -> Vec<u8> {
 /// Two classes of five images of many sizes, three broken files, and files to pass over.
 fn class_folders(root: &Path) {
     for (class, names) in [("n02", 0..5_u8), ("n01", 5..10)] {
-        fs::create_dir(root.join(class)).expect("a folder");
+        fs::create_dir_all(root.join(class)).expect("a folder");
         for shade in names {
             let bytes = png(20 + 40 * u32::from(shade), 300 - 20 * u32::from(shade), shade);
             fs::write(root.join(class).join(format!("{shade}.JPEG")), bytes).expect("a file");
@@ -188,12 +188,127 @@ async fn lists_name_files_and_labels() {
     fs::write(&list, "n02/3.JPEG\nn01/6.JPEG\n").expect("a list");
     assert_eq!(open(&config(&list)).await.classes(), ["n01", "n02"]);
 
-    fs::write(&list, "n02/3.JPEG\tcat\n").expect("a list");
+    fs::write(&list, "n02/3.JPEG\tcat\nn01/6.JPEG ant\n# n01/5.JPEG\n").expect("a list");
+    assert_eq!(open(&config(&list)).await.classes(), ["ant", "cat"]);
+    fs::write(&list, "n02/3.JPEG\t0.5\n").expect("a list");
     let error = Source::open(&config(&list)).await.err().expect("refused").to_string();
-    assert_eq!(
-        error,
-        format!("{}: member line 1: label `cat` is not a whole number", list.display())
-    );
+    let reason = "member line 1: 0.5 is neither a class number nor a class name";
+    assert_eq!(error, format!("{}: {reason}", list.display()));
+}
+
+/// Lists as `find` and others write them: classes are folders of images, never `.` or `..`.
+#[tokio::test]
+async fn lists_of_paths_from_anywhere_have_the_folders_as_classes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    class_folders(&folder.path().join("set"));
+    fs::create_dir(folder.path().join("lists")).expect("a folder");
+    let absolute = folder.path().join("set").display().to_string();
+    let lists = [
+        ("set/find.txt", "./n02/3.JPEG\n./n01/6.JPEG\n".to_owned()),
+        ("lists/up.txt", "../set/n02/3.JPEG\r\n../set/n01/6.JPEG\r\n".to_owned()),
+        ("lists/bom.txt", "\u{feff}../set/n02/../n02/3.JPEG  \n../set/n01/6.JPEG".to_owned()),
+        ("lists/absolute.txt", format!("{absolute}/n02/3.JPEG\n{absolute}/n01/6.JPEG\n")),
+    ];
+    for (name, text) in lists {
+        let list = folder.path().join(name);
+        fs::write(&list, text).expect("a list");
+        let source = open(&config(&list)).await;
+        let found: Vec<_> = source.entries().iter().map(|e| (e.key.as_str(), e.label)).collect();
+        assert_eq!(found, [("n01/6.JPEG", Some(0)), ("n02/3.JPEG", Some(1))], "{name}");
+        assert_eq!(source.classes(), ["n01", "n02"], "{name}");
+        assert_eq!(images(&outcomes(&source, vec![0, 1]).await).len(), 2, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn everything_that_is_found_and_not_taken_is_counted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+        fs::write(path, content).expect("a file");
+    };
+    for name in ["a.jfif", "b", "c.jpg_large", "d.heic", "e.png"] {
+        write(name, &png(9, 9, 1));
+    }
+    write("f.heic", b"\0\0\0\x18ftypheic");
+    write("notes.txt", b"words");
+    write("more.txt", b"words");
+    write("Makefile", b"all:");
+    write("._e.png", b"resource fork");
+    // What lapflow made below the source is not part of it.
+    write("out/ingest.json", b"{}");
+    write("out/e.png", &png(9, 9, 1));
+    write("ds/_delta_log/0.json", b"{}");
+    write("ds/part.parquet", b"PAR1");
+    for source in
+        [folder.path().display().to_string(), format!("file://{}", folder.path().display())]
+    {
+        let remote = source.starts_with("file:");
+        let source = open(&IngestConfig { source, ..config(folder.path()) }).await;
+        let keys: Vec<_> = source.entries().iter().map(|entry| entry.key.as_str()).collect();
+        // Of an object store's files only the names are looked at.
+        let left_out = match remote {
+            false => {
+                assert_eq!(keys, ["a.jfif", "b", "c.jpg_large", "d.heic", "e.png", "f.heic"]);
+                "2 .txt, 2 folders made by lapflow, 1 without ending"
+            }
+            true => {
+                assert_eq!(keys, ["a.jfif", "d.heic", "e.png", "f.heic"]);
+                "2 .txt, 2 folders made by lapflow, 2 without ending, 1 .jpg_large"
+            }
+        };
+        assert_eq!(source.left_out().to_string(), left_out);
+        let outcomes = outcomes(&source, (0..keys.len()).collect()).await;
+        let reasons: Vec<_> = skips(&outcomes).iter().map(|s| s.reason.to_string()).collect();
+        let start = "000000186674797068656963"[..16].to_owned();
+        assert_eq!(
+            reasons,
+            [format!("neither JPEG, PNG, WebP nor PPM: it starts with {start}, as HEIF does")]
+        );
+    }
+
+    // Archives beside loose images: one of the two was not meant.
+    write("shards/0.tar", b"");
+    for source in
+        [folder.path().display().to_string(), format!("file://{}", folder.path().display())]
+    {
+        let config = IngestConfig { source, ..config(folder.path()) };
+        let error = Source::open(&config).await.err().expect("refused").to_string();
+        assert!(
+            error.contains("loose images (a.jfif, ..) and 1 archives (shards/0.tar, ..)"),
+            "{error}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn names_in_any_encoding_stay_distinct_and_are_found_again() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let names: [&[u8]; 4] = [b"caf\xe9", b"caf\xe8", b"100%20", b"back\\slash"];
+    for name in names {
+        let class = folder.path().join(OsStr::from_bytes(name));
+        fs::create_dir(&class).expect("a folder");
+        fs::write(class.join("0.png"), png(9, 9, 1)).expect("a file");
+        fs::write(class.join(OsStr::from_bytes(b"\xff.png")), png(9, 9, 2)).expect("a file");
+    }
+    let source = open(&config(folder.path())).await;
+    assert_eq!(source.classes(), ["100%20", "back\\slash", "caf\\xe8", "caf\\xe9"]);
+    let all = outcomes(&source, (0..8).collect()).await;
+    assert_eq!((images(&all).len(), skips(&all)), (8, vec![]));
+    // The same by way of a survey, as a watcher reads.
+    let survey = lapflow_ingest::Survey::take(&config(folder.path())).await.expect("a survey");
+    let names = survey.pieces().map(|piece| piece.name.clone()).collect();
+    let opened = Arc::new(survey.open(names).await.expect("opens").source);
+    assert_eq!(images(&outcomes(&opened, (0..8).collect()).await).len(), 8);
+    // And by a label file, which names them as the source does.
+    let labels = folder.path().join("labels.csv");
+    fs::write(&labels, "caf\\xe9/0.png,one\ncaf\\xe8/0.png,two\n").expect("a file");
+    let labelled = open(&IngestConfig { labels: Some(labels), ..config(folder.path()) }).await;
+    assert_eq!(labelled.entries().iter().filter(|entry| entry.label.is_some()).count(), 2);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! `lapflow encode`: images to a dataset of latent pyramids.
 
+use super::ingest::{say_of_source, say_unturned};
 use super::{Context, environment};
 use crate::config::{Config, ConfigArgs};
 use crate::progress::Progress;
@@ -91,7 +92,9 @@ fn encode_shown(
     context: &Context,
 ) -> Result<EncodeStats> {
     context.runtime.block_on(async {
-        let job = draft(config, context).await?.attach(&config.data.dataset).await?;
+        let draft = draft(config, context).await?;
+        say_of_source("encode", draft.source());
+        let job = draft.attach(&config.data.dataset).await?;
         let mut progress: Option<Progress> = None;
         let stats = job
             .run(worker, &context.stop, &mut |stats: &EncodeStats| {
@@ -118,6 +121,7 @@ fn encode_shown(
             stats.seconds,
             stats.skips(),
         ));
+        say_unturned("encode", stats.images_unturned, "data.exif_orientation = true");
         Ok(stats)
     })
 }
@@ -162,6 +166,11 @@ fn watch(
 }
 
 async fn draft(config: &Config, context: &Context) -> Result<Draft> {
+    let place = |path: &str| std::fs::canonicalize(path).ok();
+    let (source, dataset) = (&config.data.ingest.source, &config.data.dataset);
+    if place(dataset).is_some_and(|dataset| place(source) == Some(dataset)) {
+        bail!("{dataset}: data.dataset is the source itself; name another folder");
+    }
     let autoencoder = Arc::new(Autoencoder::open(&config.autoencoder, &context.device)?);
     let ingest = ingest(config);
     Ok(Draft::open(&ingest, &config.data.encode, autoencoder, &context.device).await?)
@@ -208,6 +217,7 @@ fn dry_run(config: &Config, context: &Context) -> Result<()> {
         println!("{plan}");
         return Ok(());
     }
+    say_of_source("encode", draft.source());
     println!("source    {} images, {} classes", plan.images, metadata.classes.len());
     println!("rows      {} in {} shards", plan.rows(), plan.shards);
     for (k, level) in metadata.levels.iter().enumerate() {

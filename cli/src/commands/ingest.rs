@@ -3,7 +3,7 @@
 use super::Context;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
-use lapflow_ingest::{Crop, Decode, Exported, IngestConfig, Source, export};
+use lapflow_ingest::{Crop, Decode, Exported, IngestConfig, LeftOut, Source, export};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
@@ -60,10 +60,19 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         threads: args.threads,
         ..IngestConfig::default()
     };
-    let exported = context.runtime.block_on(ingest(&config, &args.out, &context.stop))?;
+    let place = |path: &Path| std::fs::canonicalize(path).ok();
+    if place(&args.out).is_some_and(|out| place(args.source.as_ref()) == Some(out)) {
+        bail!("{}: --out is the source itself; name another folder", args.out.display());
+    }
+    let (exported, left_out) =
+        context.runtime.block_on(ingest(&config, &args.out, &context.stop))?;
     if context.json {
-        let Exported { written, present, skips, .. } = &exported;
-        println!("{}", json!({ "written": written, "present": present, "skips": skips }));
+        let Exported { written, present, skips, unturned, .. } = &exported;
+        let result = json!({
+            "written": written, "present": present, "skips": skips, "unturned": unturned,
+            "left_out": left_out,
+        });
+        println!("{result}");
     } else {
         for skip in &exported.skips {
             println!("{}: {}", skip.key, skip.reason);
@@ -76,8 +85,32 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     Ok(())
 }
 
-async fn ingest(config: &IngestConfig, out: &Path, stop: &AtomicBool) -> Result<Exported> {
+/// Says on stderr how `source` was understood, and what it holds beside its images.
+pub fn say_of_source(command: &str, source: &Source) {
+    for note in source.notes() {
+        eprintln!("{command}: {note}");
+    }
+    if !source.left_out().is_empty() {
+        eprintln!("{command}: left out of the source: {}", source.left_out());
+    }
+}
+
+/// Says on stderr that `count` images were not turned, and what would turn them.
+pub fn say_unturned(command: &str, count: u64, remedy: &str) {
+    if count > 0 {
+        eprintln!(
+            "{command}: {count} images carry an EXIF orientation and were not turned ({remedy} turns them)"
+        );
+    }
+}
+
+async fn ingest(
+    config: &IngestConfig,
+    out: &Path,
+    stop: &AtomicBool,
+) -> Result<(Exported, LeftOut)> {
     let source = Arc::new(Source::open(config).await?);
+    say_of_source("ingest", &source);
     let total = source.entries().len() as u64;
     let mut progress = Progress::new("ingest", "images", 0, total);
     let (start, mut present) = (Instant::now(), None);
@@ -92,9 +125,10 @@ async fn ingest(config: &IngestConfig, out: &Path, stop: &AtomicBool) -> Result<
         }
     })
     .await?;
-    let Exported { written, present, ref skips, .. } = exported;
+    let Exported { written, present, ref skips, unturned, .. } = exported;
     progress.finish(&format!("{written} written, {present} were there, {} skipped", skips.len()));
-    Ok(exported)
+    say_unturned("ingest", unturned as u64, "--exif-orientation");
+    Ok((exported, source.left_out().clone()))
 }
 
 /// A crop or decode mode by its name in config files.

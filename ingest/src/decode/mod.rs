@@ -30,6 +30,9 @@ impl Default for Limits {
     }
 }
 
+/// As many first bytes as tell the format of a file.
+pub(crate) const HEAD_BYTES: usize = 16;
+
 /// An image format, as the first bytes tell it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -68,11 +71,34 @@ impl Format {
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Self::WebP),
             [b'P', b'6', blank, ..] if blank.is_ascii_whitespace() => Ok(Self::Ppm),
             _ => {
-                let start = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+                let start: String =
+                    bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+                let start = match unread(bytes) {
+                    Some(format) => format!("{start}, as {format} does"),
+                    None => start,
+                };
                 Err(SkipReason::Unrecognized { start })
             }
         }
     }
+}
+
+/// What `bytes` of no format read here are, where they say so.
+fn unread(bytes: &[u8]) -> Option<&'static str> {
+    Some(match bytes {
+        [b'G', b'I', b'F', b'8', ..] => "GIF",
+        [b'B', b'M', ..] => "BMP",
+        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "TIFF",
+        [0, 0, 0, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', ..] => "AVIF",
+        [0, 0, 0, _, b'f', b't', b'y', b'p', ..] => "HEIF",
+        [0, 0, 0, 12, b'j', b'P', ..] => "JPEG 2000",
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', ..] => "JPEG XL",
+        [b'<', ..] => "a page of HTML or XML",
+        [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', b'h', b't', b't', b'p', ..] => {
+            "a Git LFS pointer"
+        }
+        _ => return None,
+    })
 }
 
 /// Decodes a JPEG, PNG, WebP or PPM file held in `bytes`.
@@ -186,10 +212,11 @@ impl<'a> Opened<'a> {
             Decoder::Ppm(ppm) => ppm.decode()?,
         };
         if !exif_orientation {
-            return Ok(Decoded { image, full: (width, height), halvings });
+            let unturned = orientation != Orientation::NoTransforms;
+            return Ok(Decoded { image, full: (width, height), halvings, unturned });
         }
         let full = if turns(orientation) { (height, width) } else { (width, height) };
-        Ok(Decoded { image: image.oriented(orientation), full, halvings })
+        Ok(Decoded { image: image.oriented(orientation), full, halvings, unturned: false })
     }
 }
 

@@ -3,7 +3,9 @@
 use super::Listed;
 use super::blob::Blob;
 use super::labels::Labels;
+use super::names::{is_hidden, text};
 use crate::error::{IngestError, Result};
+use crate::left_out::LeftOut;
 
 /// The images of one archive.
 #[derive(Default)]
@@ -13,6 +15,10 @@ pub(super) struct ArchiveListing {
     pub(super) labels: Option<Labels>,
     /// Class names, where the format states them.
     pub(super) classes: Vec<String>,
+    /// Members that are no images.
+    pub(super) left_out: LeftOut,
+    /// What a user should know of it, a sentence each.
+    pub(super) notes: Vec<String>,
 }
 
 /// What LMDB keeps beside its data.
@@ -49,6 +55,9 @@ impl ArchiveFormat {
         number: u32,
         entries_max: usize,
     ) -> Result<ArchiveListing> {
+        if blob.length().map_err(|error| IngestError::source(blob, error))? == 0 {
+            return Err(IngestError::source(blob, "it is empty, 0 bytes"));
+        }
         match self {
             Self::Tar => super::tar::list(blob, number, entries_max),
             Self::Zip => super::zip::list(blob, number, entries_max),
@@ -58,22 +67,22 @@ impl ArchiveFormat {
     }
 }
 
-/// The key of an archive member. Nothing is ever unpacked to these names, but they go on into
-/// datasets and output folders.
+/// The key of an archive member; none of a hidden one. Nothing is ever unpacked to these names,
+/// but they go on into datasets and output folders. Backslashes, which Windows writes between
+/// folders, read as slashes.
 ///
 /// # Errors
 /// [`IngestError::Member`] for names that lead out of the archive.
-pub(super) fn member_key(archive: &Blob, name: &str) -> Result<String> {
+pub(super) fn member_key(archive: &Blob, name: &[u8]) -> Result<Option<String>> {
+    let slashed: Vec<u8> = name.iter().map(|&b| if b == b'\\' { b'/' } else { b }).collect();
+    let name = text(&slashed);
     let key = name.trim_start_matches("./");
-    let leads_out = key.starts_with('/')
-        || key.contains(['\\', '\0'])
-        || key.split('/').any(|part| part == "..");
-    if leads_out {
+    if key.starts_with('/') || key.contains('\0') || key.split('/').any(|part| part == "..") {
         return Err(IngestError::Member {
             archive: archive.to_string(),
             member: name.escape_debug().to_string(),
             reason: "its name leads out of the archive".into(),
         });
     }
-    Ok(key.to_owned())
+    Ok(Some(key).filter(|key| !is_hidden(key)).map(str::to_owned))
 }

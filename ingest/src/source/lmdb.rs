@@ -59,7 +59,10 @@ pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<Archi
                 Node::Page(_) => return Err(failed(broken("its pages form a loop"))),
                 Node::Value { key, .. } if key == b"length" => {}
                 Node::Value { key, offset, length } => {
-                    let key = member_key(blob, &String::from_utf8_lossy(&key))?;
+                    let Some(key) = member_key(blob, &key)? else {
+                        listing.left_out.add("values of hidden names");
+                        continue;
+                    };
                     let location = Location::Value { archive: number, offset, length };
                     listing.images.push(Listed::new(key, location));
                     super::check_count(blob, listing.images.len(), entries_max)?;

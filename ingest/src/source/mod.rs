@@ -6,6 +6,7 @@ mod folder;
 mod labels;
 mod list;
 mod lmdb;
+mod names;
 mod parquet;
 mod read;
 mod store;
@@ -13,10 +14,12 @@ mod survey;
 mod tar;
 mod zip;
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::runtime::Handle;
@@ -24,14 +27,16 @@ use tokio::sync::Semaphore;
 
 use self::archive::ArchiveFormat;
 use self::blob::{Blob, Object};
-use self::labels::Labels;
+use self::folder::FolderListing;
+use self::labels::{Labels, Written};
 use self::parquet::{RowAt, RowGroups};
-use self::store::Remote;
+use self::store::{Found, Remote};
 use self::zip::{DATASET_JSON, Zipped};
 use crate::budget::Budget;
 use crate::config::IngestConfig;
 use crate::decode::Limits;
 use crate::error::{IngestError, Result};
+use crate::left_out::LeftOut;
 
 pub use self::survey::{Opened, Pick, Piece, Survey};
 
@@ -42,16 +47,21 @@ pub use self::survey::{Opened, Pick, Piece, Survey};
 /// | source | entries | label |
 /// |---|---|---|
 /// | a folder | every image file beneath it | its top-level folder, numbered in sorted order |
-/// | a `.txt` file | one path a line, relative to the list | after a tab, else as in a folder |
+/// | a `.txt` file | one path a line, relative to the list | behind a tab, comma or blank, else as in a folder |
 /// | a `.tar` | its image members | WebDataset's `.cls` members, else as in a folder |
 /// | a `.zip` | its image members | EDM's `dataset.json`, else as in a folder |
-/// | a `.parquet` | its rows, images in a struct with a field `bytes` | the column `label` |
+/// | a `.parquet` | its rows, images in a struct with a field `bytes` | the column `label`, or the only class in Hugging Face's metadata |
 /// | a `.mdb` or `.lmdb` | the values of an LMDB database: image files, or squares of RGB pixels | none |
 /// | a folder of archives | theirs, keys prefixed with the archive's | theirs |
 ///
 /// All but lists may be `s3://`, `gs://` and `az://` URIs. A `dataset.json` at the top of a
 /// folder labels it as one in a zip does. A label file in the configuration replaces all this,
-/// and then an image that it does not name is a skip.
+/// and then an image that it does not name is a skip. Labels that are names are numbered in sorted
+/// order over the whole source.
+///
+/// What a source holds beside its images is counted ([`Source::left_out`]), but hidden files
+/// (`.name`, `__MACOSX`). Loose images beside archives are refused. Names that are not UTF-8 keep
+/// their bytes, as `\xNN`.
 ///
 /// Archives are never unpacked: one pass over their directories at opening, then reads of the
 /// members asked for. A Parquet row costs its whole row group unless that is one of the last
@@ -75,6 +85,8 @@ pub struct Source {
     row_groups: RowGroups,
     entries: Vec<Entry>,
     classes: Vec<String>,
+    left_out: LeftOut,
+    notes: Vec<String>,
 }
 
 /// Granularity at which fetched bytes are accounted for.
@@ -116,6 +128,8 @@ struct Listed {
     key: String,
     location: Location,
     label: Option<u32>,
+    /// The name of its class, where the source states one.
+    class: Option<Arc<str>>,
     /// The top-level folder, within the archive if it is in one.
     folder: Option<String>,
 }
@@ -126,7 +140,17 @@ impl Listed {
             .split_once('/')
             .map(|(folder, _)| folder.to_owned())
             .filter(|folder| !folder.is_empty());
-        Self { key, location, label: None, folder }
+        Self { key, location, label: None, class: None, folder }
+    }
+
+    /// The same with the label that the source states.
+    fn labelled(mut self, label: Written) -> Self {
+        match label {
+            Written::None => {}
+            Written::Number(number) => self.label = Some(number),
+            Written::Name(name) => self.class = Some(name.into()),
+        }
+        self
     }
 }
 
@@ -138,6 +162,8 @@ struct Listing {
     images: Vec<Listed>,
     labels: Option<Labels>,
     classes: Vec<String>,
+    left_out: LeftOut,
+    notes: Vec<String>,
 }
 
 impl Source {
@@ -169,7 +195,10 @@ impl Source {
     /// Labels and numbers what was found.
     fn from_listing(config: IngestConfig, mut listing: Listing) -> Result<Self> {
         if let Some(path) = &config.labels {
-            listing.labels = Some(labels::read(path)?);
+            listing.labels = Some(labels::read(path, &listing.images)?);
+        }
+        if let Some(labels) = &mut listing.labels {
+            listing.notes.append(&mut labels.notes);
         }
         let labels_required = listing.labels.as_ref().is_some_and(|l| !l.by_key.is_empty());
         let classes = label(&mut listing, &config)?;
@@ -197,6 +226,8 @@ impl Source {
             row_groups: RowGroups::default(),
             entries,
             classes,
+            left_out: listing.left_out,
+            notes: listing.notes,
             config,
         })
     }
@@ -209,6 +240,16 @@ impl Source {
     /// Class names in the order of the labels; empty if nothing tells classes.
     pub fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    /// What a user should know of how the source was understood, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What was found beside the images.
+    pub fn left_out(&self) -> &LeftOut {
+        &self.left_out
     }
 
     /// The limits that the configuration sets a decoder.
@@ -230,15 +271,17 @@ fn list_local(path: &Path, entries_max: usize) -> Result<Listing> {
     let name = path.to_string_lossy();
     if metadata.is_dir() {
         let found = folder::list(path, entries_max)?;
+        one_kind(&name, &found.images, found.archives.iter().map(|(key, _)| key))?;
         if found.images.is_empty() {
             let archives = found.archives.into_iter();
-            let archives = archives.map(|key| (Blob::File(path.join(&key)), key)).collect();
-            return list_archives(archives, entries_max);
+            let archives = archives.map(|(key, path)| (Blob::File(path), key)).collect();
+            return list_archives(archives, found.left_out, entries_max);
         }
         let dataset_json = path.join(DATASET_JSON);
-        let labels = dataset_json.exists().then(|| labels::read(&dataset_json)).transpose()?;
+        let labels = dataset_json.exists().then(|| labels::edm(&dataset_json)).transpose()?;
         let root = path.to_path_buf();
-        return Ok(Listing { root, images: found.images, labels, ..Listing::default() });
+        let FolderListing { images, left_out, .. } = found;
+        return Ok(Listing { root, images, labels, left_out, ..Listing::default() });
     }
     if let Some(format) = ArchiveFormat::of(&name) {
         return list_archive(Blob::File(path.to_path_buf()), format, entries_max);
@@ -246,8 +289,7 @@ fn list_local(path: &Path, entries_max: usize) -> Result<Listing> {
     if name.ends_with(".txt") {
         let root = path.parent().unwrap_or(Path::new("")).to_path_buf();
         let images = list::list(path, entries_max)?;
-        let classes = numbered_classes(&name, images.iter().filter_map(|image| image.label))?;
-        return Ok(Listing { root, images, classes, ..Listing::default() });
+        return Ok(Listing { root, images, ..Listing::default() });
     }
     let reason = "it is neither a folder, a .txt list, nor a .tar, .zip, .parquet or .mdb archive";
     Err(IngestError::source(path.display(), reason))
@@ -260,23 +302,41 @@ fn list_remote(uri: &str, config: &IngestConfig) -> Result<Listing> {
         return list_archive(Blob::Object(remote.itself(&runtime)), format, config.entries_max);
     }
     let found = runtime.block_on(remote.list(config.entries_max))?;
-    let (images, others): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|found| folder::is_image_name(&found.key));
-    if images.is_empty() {
-        let archives = others.into_iter().filter(|found| ArchiveFormat::of(&found.key).is_some());
-        let archives = archives
-            .map(|found| (Blob::Object(remote.object(found.path, &runtime)), found.key))
-            .collect();
-        return list_archives(archives, config.entries_max);
+    let (mut images, mut archives, mut left_out) = (Vec::new(), Vec::new(), found.left_out);
+    for Found { key, path, bytes } in found.objects {
+        let object = remote.object(path, &runtime);
+        if names::is_image(&key) {
+            let location = Location::Object { object: Box::new(object), bytes };
+            images.push(Listed::new(key, location));
+        } else if ArchiveFormat::of(&key).is_some() {
+            archives.push((Blob::Object(object), key));
+        } else {
+            left_out.add(names::ending(&key));
+        }
     }
-    let images = images
-        .into_iter()
-        .map(|found| {
-            let object = Box::new(remote.object(found.path, &runtime));
-            Listed::new(found.key, Location::Object { object, bytes: found.bytes })
-        })
-        .collect();
-    Ok(Listing { images, ..Listing::default() })
+    one_kind(uri, &images, archives.iter().map(|(_, key)| key))?;
+    if images.is_empty() {
+        return list_archives(archives, left_out, config.entries_max);
+    }
+    Ok(Listing { images, left_out, ..Listing::default() })
+}
+
+/// Refuses loose images beside archives of images: a banner beside shards is no training data, and
+/// shards beside loose images are hardly meant to be left out.
+fn one_kind<'a>(
+    source: &str,
+    images: &[Listed],
+    archives: impl ExactSizeIterator<Item = &'a String>,
+) -> Result<()> {
+    let (loose, packed) = (images.len(), archives.len());
+    let (Some(image), Some(archive)) = (images.iter().map(|i| &i.key).min(), archives.min()) else {
+        return Ok(());
+    };
+    let reason = format!(
+        "it holds {loose} loose images ({image}, ..) and {packed} archives ({archive}, ..): name \
+         the folder of either"
+    );
+    Err(IngestError::source(source, reason))
 }
 
 /// A source that is one archive: its members' names are the keys.
@@ -287,14 +347,20 @@ fn list_archive(archive: Blob, format: ArchiveFormat, entries_max: usize) -> Res
         images: found.images,
         labels: found.labels,
         classes: found.classes,
+        left_out: found.left_out,
+        notes: found.notes,
         ..Listing::default()
     })
 }
 
 /// A source of several archives: keys are prefixed with the archive's.
-fn list_archives(mut archives: Vec<(Blob, String)>, entries_max: usize) -> Result<Listing> {
+fn list_archives(
+    mut archives: Vec<(Blob, String)>,
+    left_out: LeftOut,
+    entries_max: usize,
+) -> Result<Listing> {
     archives.sort_unstable_by(|(_, a), (_, b)| a.cmp(b));
-    let mut listing = Listing::default();
+    let mut listing = Listing { left_out, ..Listing::default() };
     for (archive, prefix) in archives {
         listing.add_archive(archive, &prefix, entries_max)?;
     }
@@ -306,6 +372,7 @@ impl Listing {
     fn add_archive(&mut self, archive: Blob, prefix: &str, entries_max: usize) -> Result<()> {
         let Some(format) = ArchiveFormat::of(prefix) else { return Ok(()) };
         let found = format.list(&archive, self.archives.len() as u32, entries_max)?;
+        self.left_out.append(found.left_out);
         if let Some(labels) = found.labels {
             let all = self.labels.get_or_insert_default();
             let by_key = labels.by_key.into_iter();
@@ -318,6 +385,13 @@ impl Listing {
             image.key = format!("{prefix}/{}", image.key);
             image
         }));
+        self.notes.extend(found.notes);
+        // One archive may know more classes than another, but none by other names.
+        let shared = self.classes.iter().zip(&found.classes);
+        if let Some((here, there)) = shared.clone().find(|(here, there)| here != there) {
+            let reason = format!("a class is called `{there}` in it, `{here}` in those before");
+            return Err(IngestError::source(&archive, reason));
+        }
         if self.classes.len() < found.classes.len() {
             self.classes = found.classes;
         }
@@ -335,25 +409,32 @@ fn label(listing: &mut Listing, config: &IngestConfig) -> Result<Vec<String>> {
         }
         return Ok(labels.classes.clone());
     }
-    if images.iter().any(|image| image.label.is_some()) {
+    let (numbered, named) = images.iter().fold((false, false), |(numbered, named), image| {
+        (numbered || image.label.is_some(), named || image.class.is_some())
+    });
+    if numbered && named {
+        let reason = "some of its labels are class numbers and others class names";
+        return Err(IngestError::source(&config.source, reason));
+    }
+    if numbered {
         let named = listing.classes.len() as u32;
         if images.iter().filter_map(|image| image.label).all(|label| label < named) {
             return Ok(std::mem::take(&mut listing.classes));
         }
         return numbered_classes(&config.source, images.iter().filter_map(|image| image.label));
     }
-    if !config.class_folders {
+    if !named && !config.class_folders {
         return Ok(Vec::new());
     }
-    let mut classes: Vec<String> = images.iter().filter_map(|image| image.folder.clone()).collect();
-    classes.sort_unstable();
-    classes.dedup();
+    let class = |image: &Listed| match named {
+        true => image.class.as_deref().map(str::to_owned),
+        false => image.folder.clone(),
+    };
+    let classes: BTreeSet<String> = images.iter().filter_map(class).collect();
+    let classes: Vec<String> = classes.into_iter().collect();
     for image in images {
-        image.label = image
-            .folder
-            .as_ref()
-            .and_then(|folder| classes.binary_search(folder).ok())
-            .map(|class| class as u32);
+        let class = class(image).and_then(|class| classes.binary_search(&class).ok());
+        image.label = class.map(|class| class as u32);
     }
     Ok(classes)
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch};
 use arrow::compute::{cast, concat_batches};
-use arrow::datatypes::{DataType, Int64Type, Schema};
+use arrow::datatypes::{DataType, Float64Type, Int64Type, Schema, UInt64Type};
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -14,6 +14,7 @@ use parquet::file::reader::{ChunkReader, Length};
 
 use super::archive::ArchiveListing;
 use super::blob::{Blob, BlobReader};
+use super::labels::Written;
 use super::{Listed, Location};
 use crate::error::{IngestError, Result};
 use crate::skip::SkipReason;
@@ -22,6 +23,8 @@ use crate::skip::SkipReason;
 const ROW_GROUP_BYTES_MAX: i64 = 1 << 30;
 /// Row groups kept decoded, for readers that go through a file in order.
 const ROW_GROUPS_CACHED: usize = 4;
+/// The column of labels.
+const LABEL: &str = "label";
 /// Rows of labels read at a time.
 const LABEL_BATCH_ROWS: usize = 1 << 16;
 
@@ -33,8 +36,8 @@ pub(crate) struct RowAt {
     row: u32,
 }
 
-/// Lists the rows of a Parquet file, and reads their labels: an integer column `label`, whose
-/// class names may stand in the schema's `huggingface` metadata.
+/// Lists the rows of a Parquet file, and reads their labels: a column `label` of class numbers,
+/// whose names may stand in the schema's `huggingface` metadata, or of class names.
 pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<ArchiveListing> {
     let failed = |error: &dyn std::fmt::Display| IngestError::source(blob, error);
     let builder = open(blob).map_err(|error| failed(&error))?;
@@ -46,8 +49,7 @@ pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<Archi
     let total = row_counts.iter().try_fold(0_usize, |sum, rows| sum.checked_add(*rows));
     super::check_count(blob, total.unwrap_or(usize::MAX), entries_max)?;
 
-    let mut listing =
-        ArchiveListing { classes: class_names(builder.schema()), ..Default::default() };
+    let mut listing = ArchiveListing::default();
     for (row_group, rows) in (0..).zip(row_counts) {
         for row in 0..rows as u32 {
             let key = format!("{:08}", listing.images.len());
@@ -55,26 +57,89 @@ pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<Archi
             listing.images.push(Listed::new(key, location));
         }
     }
-    let Some(label) = builder.schema().column_with_name("label").map(|(index, _)| index) else {
-        return Ok(listing);
-    };
-    let mask = ProjectionMask::roots(builder.parquet_schema(), [label]);
-    let batches = builder
-        .with_projection(mask)
-        .with_batch_size(LABEL_BATCH_ROWS)
-        .build()
-        .map_err(|error| failed(&error))?;
-    let mut images = listing.images.iter_mut();
-    for batch in batches {
-        let batch = batch.map_err(|error| failed(&error))?;
-        let labels = cast(batch.column(0), &DataType::Int64)
-            .map_err(|_| failed(&"its column `label` does not hold integers"))?;
-        for (label, image) in labels.as_primitive::<Int64Type>().iter().zip(&mut images) {
-            // Hugging Face writes -1 where a label is withheld.
-            image.label = label.and_then(|label| u32::try_from(label).ok());
-        }
+    if let Some(column) = label_column(blob, builder.schema(), &mut listing.notes)? {
+        listing.classes = class_names(builder.schema(), &column);
+        listing.images = label(blob, builder, &column, listing.images)?;
     }
     Ok(listing)
+}
+
+/// The column of labels: `label`, else the only one that is a class by Hugging Face's metadata.
+fn label_column(blob: &Blob, schema: &Schema, notes: &mut Vec<String>) -> Result<Option<String>> {
+    let names = || schema.fields().iter().map(|field| field.name().clone());
+    if names().any(|name| name == LABEL) {
+        return Ok(Some(LABEL.to_owned()));
+    }
+    let classes: Vec<String> =
+        names().filter(|name| !class_names(schema, name).is_empty()).collect();
+    match classes.as_slice() {
+        [] => {
+            let columns = names().collect::<Vec<_>>().join(", ");
+            tracing::info!(archive = %blob, columns, "no column `{LABEL}`: its images have no labels");
+            Ok(None)
+        }
+        [column] => {
+            notes.push(format!("{blob}: labels are those of column `{column}`"));
+            Ok(Some(column.clone()))
+        }
+        several => {
+            let columns = several.join("`, `");
+            let reason =
+                format!("its columns `{columns}` all hold classes: call one of them `{LABEL}`");
+            Err(IngestError::source(blob, reason))
+        }
+    }
+}
+
+/// Gives the images of `blob`, in the order of its rows, the labels of `column`.
+fn label(
+    blob: &Blob,
+    builder: ParquetRecordBatchReaderBuilder<ParquetBlob>,
+    column: &str,
+    images: Vec<Listed>,
+) -> Result<Vec<Listed>> {
+    let failed = |reason: String| IngestError::source(blob, reason);
+    let mask = ProjectionMask::columns(builder.parquet_schema(), [column]);
+    let batches = builder.with_projection(mask).with_batch_size(LABEL_BATCH_ROWS).build();
+    let batches = batches.map_err(|error| failed(error.to_string()))?;
+    let mut labelled = Vec::with_capacity(images.len());
+    let mut images = images.into_iter();
+    for batch in batches {
+        let batch = batch.map_err(|error| failed(error.to_string()))?;
+        let values = batch.column(0);
+        for (row, image) in (0..values.len()).zip(&mut images) {
+            let label = written(values, row).map_err(|reason| {
+                failed(format!("its column `{column}`, row {}: {reason}", labelled.len()))
+            })?;
+            labelled.push(image.labelled(label));
+        }
+    }
+    Ok(labelled)
+}
+
+/// The label in `row` of a column.
+fn written(values: &ArrayRef, row: usize) -> Result<Written, String> {
+    if values.is_null(row) {
+        return Ok(Written::None);
+    }
+    let one = values.slice(row, 1);
+    let cast = |to: &DataType| cast(&one, to).map_err(|error| error.to_string());
+    match values.data_type() {
+        DataType::Float16 | DataType::Float32 | DataType::Float64 => {
+            Written::of_number(cast(&DataType::Float64)?.as_primitive::<Float64Type>().value(0))
+        }
+        DataType::UInt64 => {
+            let number = one.as_primitive::<UInt64Type>().value(0);
+            Written::of_integer(i64::try_from(number).unwrap_or(i64::MAX))
+        }
+        kind if kind.is_integer() || *kind == DataType::Boolean => {
+            Written::of_integer(cast(&DataType::Int64)?.as_primitive::<Int64Type>().value(0))
+        }
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Dictionary(..) => {
+            Written::of_text(cast(&DataType::Utf8)?.as_string::<i32>().value(0))
+        }
+        other => Err(format!("{other} is neither numbers nor names of classes")),
+    }
 }
 
 /// Position of the first struct column with a binary field `bytes`.
@@ -88,11 +153,12 @@ fn image_column(schema: &Schema) -> Option<usize> {
     })
 }
 
-/// Class names of a `ClassLabel` feature `label` in Hugging Face's schema metadata.
-fn class_names(schema: &Schema) -> Vec<String> {
+/// Class names of the `ClassLabel` feature `column` in Hugging Face's schema metadata.
+fn class_names(schema: &Schema, column: &str) -> Vec<String> {
     let features = schema.metadata().get("huggingface").and_then(|text| {
         let info: serde_json::Value = serde_json::from_str(text).ok()?;
-        serde_json::from_value(info.pointer("/info/features/label/names")?.clone()).ok()
+        let feature = info.pointer("/info/features")?.get(column)?;
+        serde_json::from_value(feature.get("names")?.clone()).ok()
     });
     features.unwrap_or_default()
 }

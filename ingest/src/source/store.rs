@@ -13,8 +13,11 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use tokio::runtime::Handle;
 
 use super::blob::Object;
+use super::folder::{MADE_HERE, MADE_HERE_WORDS};
+use super::names::is_hidden;
 use crate::config::IngestConfig;
 use crate::error::{IngestError, Result};
+use crate::left_out::LeftOut;
 
 /// Attempts at a request after the first.
 const RETRIES_MAX: usize = 6;
@@ -94,22 +97,51 @@ impl Remote {
         self.object(self.prefix.clone(), runtime)
     }
 
-    /// Paths below the URI with their sizes: the full path, and relative to the URI.
-    pub(super) async fn list(&self, entries_max: usize) -> Result<Vec<Found>> {
+    /// The objects below the URI that are neither hidden nor of a place that lapflow made.
+    pub(super) async fn list(&self, entries_max: usize) -> Result<Objects> {
         let failed =
             |error: object_store::Error| IngestError::source(&self.origin, error.to_string());
         let mut found = Vec::new();
-        let mut objects = self.store.list(Some(&self.prefix));
-        while let Some(object) = objects.try_next().await.map_err(failed)? {
+        let mut listed = self.store.list(Some(&self.prefix));
+        while let Some(object) = listed.try_next().await.map_err(failed)? {
             let Some(parts) = object.location.prefix_match(&self.prefix) else { continue };
             let key = parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/");
-            if !key.is_empty() {
+            if !key.is_empty() && !is_hidden(&key) {
                 found.push(Found { key, path: object.location, bytes: object.size });
                 super::check_count(&self.origin, found.len(), entries_max)?;
             }
         }
-        Ok(found)
+        Ok(without_made_here(found))
     }
+}
+
+/// Takes the objects out that are below a place that lapflow made, unless that is the whole.
+fn without_made_here(mut objects: Vec<Found>) -> Objects {
+    let mut made_here: Vec<String> = Vec::new();
+    for Found { key, .. } in &objects {
+        let parts = || key.match_indices('/').map(|(end, _)| end);
+        let starts = std::iter::once(0).chain(parts().map(|end| end + 1));
+        for (start, end) in starts.zip(parts().chain([key.len()])) {
+            if start > 0 && MADE_HERE.contains(&&key[start..end]) {
+                made_here.push(key[..start].to_owned());
+                break;
+            }
+        }
+    }
+    made_here.sort_unstable();
+    // A place within another is part of it.
+    made_here.dedup_by(|inner, outer| inner.starts_with(outer.as_str()));
+    let mut left_out = LeftOut::default();
+    made_here.iter().for_each(|_| left_out.add(MADE_HERE_WORDS));
+    objects.retain(|object| !made_here.iter().any(|place| object.key.starts_with(place.as_str())));
+    Objects { objects, left_out }
+}
+
+/// What a place in an object store holds.
+pub(super) struct Objects {
+    pub(super) objects: Vec<Found>,
+    /// Places passed over.
+    pub(super) left_out: LeftOut,
 }
 
 /// An object of a listing.

@@ -11,7 +11,7 @@ use super::archive::ArchiveFormat;
 use super::blob::Blob;
 use super::store::{self, Remote};
 use super::zip::DATASET_JSON;
-use super::{Entry, Listing, Location, Source, folder, labels};
+use super::{Entry, Listing, Location, Source, folder, labels, names};
 use crate::config::IngestConfig;
 use crate::error::{IngestError, Result};
 
@@ -116,7 +116,7 @@ fn open_blocking(
     let mut failed = Vec::new();
     let dataset_json = root.join(DATASET_JSON);
     if dataset_json.exists() {
-        listing.labels = Some(labels::read(&dataset_json)?);
+        listing.labels = Some(labels::edm(&dataset_json)?);
     }
     listing.root = root;
     for (name, place) in places {
@@ -153,13 +153,12 @@ fn unique(archive: &str, images: &mut [super::Listed]) -> Result<()> {
 fn local_pieces(root: &Path, entries_max: usize) -> Result<BTreeMap<String, (Piece, Place)>> {
     let found = folder::list(root, entries_max)?;
     let images = found.images.into_iter().map(|image| (image.key, Place::Image(image.location)));
-    let archives = found.archives.into_iter().map(|name| {
-        let blob = Blob::File(root.join(&name));
-        (name, Place::Archive(blob))
-    });
+    let archives =
+        found.archives.into_iter().map(|(name, path)| (name, Place::Archive(Blob::File(path))));
     let pieces = images.chain(archives).filter_map(|(name, place)| {
         let path = match &place {
             Place::Image(Location::Path(path)) => path.to_path_buf(),
+            Place::Archive(Blob::File(path)) => path.clone(),
             _ => root.join(&name),
         };
         // What is gone since it was listed is not there.
@@ -174,10 +173,10 @@ fn remote_pieces(config: &IngestConfig) -> Result<BTreeMap<String, (Piece, Place
     let runtime = Handle::current();
     let remote = Remote::open(&config.source, config)?;
     let found = runtime.block_on(remote.list(config.entries_max))?;
-    let pieces = found.into_iter().filter_map(|found| {
+    let pieces = found.objects.into_iter().filter_map(|found| {
         let (name, bytes) = (found.key, found.bytes);
         let object = remote.object(found.path, &runtime);
-        let place = if folder::is_image_name(&name) {
+        let place = if names::is_image(&name) {
             Place::Image(Location::Object { object: Box::new(object), bytes })
         } else if ArchiveFormat::of(&name).is_some() {
             Place::Archive(Blob::Object(object))

@@ -9,9 +9,10 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::archive::{ArchiveListing, member_key};
 use super::blob::{Blob, BlobReader};
-use super::folder::is_image_name;
 use super::labels::{self, Labels};
+use super::names::{ending, is_image, is_unclear};
 use super::{Listed, Location};
+use crate::decode::{Format, HEAD_BYTES};
 use crate::error::{IngestError, Result};
 use crate::skip::SkipReason;
 
@@ -49,8 +50,12 @@ pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<Archi
         if !member.is_file() {
             continue;
         }
-        let key = member_key(blob, &String::from_utf8_lossy(member.name_raw()))?;
-        if !is_image_name(&key) {
+        let Some(key) = member_key(blob, member.name_raw())? else { continue };
+        let may_be_an_image = is_image(&key) || is_unclear(&key);
+        if !may_be_an_image {
+            if key != DATASET_JSON {
+                listing.left_out.add(ending(&key));
+            }
             continue;
         }
         if member.encrypted() {
@@ -66,10 +71,23 @@ pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<Archi
             packed_bytes: member.compressed_size(),
             deflated,
         };
-        listing.images.push(Listed::new(key, Location::Zipped { archive: number, zipped }));
+        drop(member);
+        if is_image(&key) || starts_like_an_image(&mut archive, index) {
+            listing.images.push(Listed::new(key, Location::Zipped { archive: number, zipped }));
+        } else {
+            listing.left_out.add(ending(&key));
+        }
     }
     listing.labels = read_labels(blob, &mut archive)?;
     Ok(listing)
+}
+
+/// Whether the first bytes of a member are those of an image read here.
+fn starts_like_an_image(archive: &mut ZipArchive<BlobReader>, index: usize) -> bool {
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    let Ok(member) = archive.by_index(index) else { return false };
+    let read = member.take(HEAD_BYTES as u64).read_to_end(&mut head);
+    read.is_ok() && Format::sniff(&head).is_ok()
 }
 
 fn read_labels(blob: &Blob, archive: &mut ZipArchive<BlobReader>) -> Result<Option<Labels>> {

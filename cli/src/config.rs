@@ -83,7 +83,7 @@ impl<'de> Deserialize<'de> for DataConfig {
 }
 
 fn section<'de, T: DeserializeOwned, D: Deserializer<'de>>(table: Table) -> Result<T, D::Error> {
-    table.try_into().map_err(|e: toml::de::Error| D::Error::custom(e.message()))
+    table.try_into().map_err(|e: toml::de::Error| D::Error::custom(with_key(&e)))
 }
 
 /// Where a config comes from: a file, a preset, or a file over a preset; then single values.
@@ -121,7 +121,7 @@ impl ConfigArgs {
         };
         let config: Config = table
             .try_into()
-            .map_err(|e: toml::de::Error| anyhow!("{}: {}", named(), e.message()))?;
+            .map_err(|e: toml::de::Error| anyhow!("{}: {}", named(), with_key(&e)))?;
         config.validate().with_context(named)?;
         Ok(config)
     }
@@ -158,6 +158,12 @@ impl Config {
             .and_then(|()| fs::write(&path, text))
             .with_context(|| path.display().to_string())
     }
+}
+
+/// What is wrong with a value, and under which key: the error of a table without a text says the key
+/// on a line of its own.
+fn with_key(error: &toml::de::Error) -> String {
+    error.to_string().trim().replace('\n', " ")
 }
 
 fn preset(name: &str) -> Result<Table> {

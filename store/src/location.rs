@@ -263,7 +263,12 @@ fn parse(uri: &str) -> std::result::Result<Url, String> {
     let mut url = if uri.contains("://") {
         Url::parse(uri).map_err(|error| error.to_string())?
     } else {
-        let path = std::path::absolute(uri).map_err(|error| error.to_string())?;
+        let path = without_parents(uri).map_err(|error| error.to_string())?;
+        if let Some(part) = misread(&path.to_string_lossy()) {
+            return Err(format!(
+                "its path has `{part}`, which the table's log would read as another"
+            ));
+        }
         Url::from_directory_path(&path).map_err(|()| "not an absolute path".to_string())?
     };
     if !matches!(url.scheme(), "file" | "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss") {
@@ -273,6 +278,33 @@ fn parse(uri: &str) -> std::result::Result<Url, String> {
         url.set_path(&format!("{}/", url.path()));
     }
     Ok(url)
+}
+
+/// A part of a local path that the storage crates take for an escape: a backslash, or `%` before two
+/// hexadecimal digits.
+fn misread(path: &str) -> Option<&str> {
+    let escape = |(at, _)| {
+        let part = path.get(at..at + 3)?;
+        part[1..].bytes().all(|b| b.is_ascii_hexdigit()).then_some(part)
+    };
+    let backslash = || path.find('\\').map(|at| &path[at..=at]);
+    path.match_indices('%').find_map(escape).or_else(backslash)
+}
+
+/// The absolute path that `path` leads to, without `.` and `..`; what is above a link that exists is
+/// what the link leads to.
+fn without_parents(path: &str) -> io::Result<PathBuf> {
+    let mut plain = PathBuf::new();
+    for part in std::path::absolute(path)?.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                plain = plain.canonicalize().unwrap_or(plain);
+                plain.pop();
+            }
+            part => plain.push(part),
+        }
+    }
+    Ok(plain)
 }
 
 #[cfg(test)]
@@ -286,6 +318,32 @@ mod tests {
         assert_eq!(Location::resolve("/a b/c").unwrap().path("data/x").as_ref(), "a b/c/data/x");
         let s3 = Location::resolve("s3://bucket/set").unwrap();
         assert_eq!((s3.url.as_str(), s3.root.as_ref()), ("s3://bucket/set/", "set"));
+    }
+
+    #[test]
+    fn a_path_may_lead_up_and_through_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        let url =
+            |path: &str| Location::resolve(&format!("{}/{path}", root.display())).unwrap().url;
+        for path in ["set", "a/../set", "./a/./b/../../set//", "gone/../set"] {
+            assert_eq!(url(path).to_file_path().unwrap(), root.join("set"), "{path}");
+        }
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(root.join("a/b"), root.join("link")).unwrap();
+            assert_eq!(url("link/../set").to_file_path().unwrap(), root.join("a/set"));
+        }
+    }
+
+    #[test]
+    fn names_that_would_be_misread_are_refused() {
+        for (path, part) in [("/my%20set", "%20"), ("/a\\b", "\\")] {
+            let error = Location::resolve(path).unwrap_err().to_string();
+            assert!(error.contains(&format!("its path has `{part}`")), "{error}");
+        }
+        assert!(Location::resolve("/100%").is_ok() && Location::resolve("/100%/a b").is_ok());
     }
 
     #[test]

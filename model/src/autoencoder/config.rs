@@ -1,7 +1,9 @@
 //! Which autoencoder to use, and how one identifies itself.
 
 use super::Tiling;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
 use std::path::PathBuf;
 
 /// The `[autoencoder]` section of a config file.
@@ -24,8 +26,7 @@ pub struct AutoencoderConfig {
 }
 
 /// Where an autoencoder's weights are.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Names", into = "Names")]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum WeightsSource {
     /// The small one that lapflow carries: f4 with 4 channels, trained on the demo's drawings of
     /// 64 pixels.
@@ -44,19 +45,43 @@ pub enum WeightsSource {
     },
 }
 
-/// [`WeightsSource`] as a config file writes it.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Names {
-    One(String),
-    Two([PathBuf; 2]),
+impl<'de> Deserialize<'de> for WeightsSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Names)
+    }
 }
 
-impl From<Names> for WeightsSource {
-    fn from(names: Names) -> Self {
-        match names {
-            Names::One(name) => name.as_str().into(),
-            Names::Two([encoder, decoder]) => Self::Pair { encoder, decoder },
+/// Reads a name or path, or encoder and decoder.
+struct Names;
+
+impl<'de> Visitor<'de> for Names {
+    type Value = WeightsSource;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("weights: \"builtin\", \"pixel\", a file, or [encoder file, decoder file]")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<WeightsSource, E> {
+        Ok(name.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<WeightsSource, A::Error> {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        while let Some(path) = names.next_element()? {
+            paths.push(path);
+        }
+        let source = WeightsSource::from_paths(&paths).filter(|_| paths.len() <= 2);
+        source.ok_or_else(|| A::Error::invalid_length(paths.len(), &self))
+    }
+}
+
+impl Serialize for WeightsSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Builtin => "builtin".serialize(serializer),
+            Self::Pixel => "pixel".serialize(serializer),
+            Self::File(path) => path.to_string_lossy().serialize(serializer),
+            Self::Pair { encoder, decoder } => [encoder, decoder].serialize(serializer),
         }
     }
 }
@@ -81,17 +106,6 @@ impl From<&str> for WeightsSource {
             "builtin" => Self::Builtin,
             "pixel" => Self::Pixel,
             path => Self::File(path.into()),
-        }
-    }
-}
-
-impl From<WeightsSource> for Names {
-    fn from(source: WeightsSource) -> Self {
-        match source {
-            WeightsSource::Builtin => Self::One("builtin".into()),
-            WeightsSource::Pixel => Self::One("pixel".into()),
-            WeightsSource::File(path) => Self::One(path.to_string_lossy().into_owned()),
-            WeightsSource::Pair { encoder, decoder } => Self::Two([encoder, decoder]),
         }
     }
 }

@@ -10,8 +10,9 @@ use super::Context;
 use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Device, Tensor, safetensors};
 use futures::{TryStreamExt, pin_mut};
+use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, WeightsSource};
 use lapflow_model::pyramid;
-use lapflow_store::{Dataset, Dtype, LevelSpec, Metadata, Posterior, Row};
+use lapflow_store::{Dataset, Dtype, LevelSpec, Metadata, Posterior, Row, StoreError};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -70,6 +71,18 @@ pub struct ImportArgs {
     /// What fast-DiT multiplied latents by
     #[arg(long, default_value_t = 0.18215)]
     scale: f64,
+    /// The classes that labels count: how many, or a file of their names, one a line
+    #[arg(long, value_name = "N|FILE")]
+    classes: Option<String>,
+    /// Weights of the autoencoder that made the latents: a file, encoder and decoder, or `builtin`
+    #[arg(long, num_args = 1..=2, value_name = "WEIGHTS")]
+    autoencoder: Vec<PathBuf>,
+    /// Its scale, where its weights do not state it: a model sees (latents - shift) * scale
+    #[arg(long, requires = "autoencoder")]
+    autoencoder_scale: Option<f64>,
+    /// Its shift, likewise
+    #[arg(long, requires = "autoencoder")]
+    autoencoder_shift: Option<f64>,
 }
 
 /// A sample as all layouts have it: raw latents `[C, h, w]` in f32.
@@ -232,18 +245,41 @@ pub fn import(args: &ImportArgs, context: &Context) -> Result<()> {
             Some(Err(_)) => return samples.next().map_or(Ok(0), |first| first.map(|_| 0)),
             None => bail!("'{}' holds no latents in this layout", args.from.display()),
         };
-        let dataset = Dataset::create(&args.uri, &import_metadata(first, args)?).await?;
-        let mut count = 0;
+        let metadata = import_metadata(first, args, context)?;
+        let dataset = match Dataset::create(&args.uri, &metadata).await {
+            Err(StoreError::Exists { .. }) => Dataset::open(&args.uri).await?,
+            created => created?,
+        };
+        if *dataset.metadata() != metadata {
+            bail!("'{}' holds a dataset already, of other latents than these", args.uri);
+        }
+        let (mut count, mut unnamed) = (0, None);
         for shard in 0.. {
             if samples.peek().is_none() {
                 break;
             }
-            let mut writer = dataset.shard(&format!("{shard:05}")).await?;
+            // What an import that was interrupted had committed stays.
+            let name = format!("{shard:05}");
+            let is_there = dataset.is_committed(&name).await?;
+            let mut writer = dataset.shard(&name).await?;
             for sample in samples.by_ref().take(SHARD_ROWS) {
-                writer.push(row(&sample?, dataset.metadata())?).await?;
+                let sample = sample?;
+                unnamed = unnamed.max(check_label(&sample, &metadata)?);
+                if !is_there {
+                    writer.push(row(&sample, &metadata)?).await?;
+                }
                 count += 1;
             }
-            writer.commit().await?;
+            if !is_there {
+                writer.commit().await?;
+            }
+        }
+        if let Some(label) = unnamed {
+            eprintln!(
+                "import: labels go up to {label} and the dataset has no classes: import again, with \
+                 --classes {}, into another place to train on them",
+                label + 1
+            );
         }
         anyhow::Ok(count)
     })?;
@@ -251,7 +287,30 @@ pub fn import(args: &ImportArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn import_metadata(first: &Sample, args: &ImportArgs) -> Result<Metadata> {
+/// Refuses a label beyond the classes; gives back one of a dataset without classes.
+fn check_label(sample: &Sample, metadata: &Metadata) -> Result<Option<i32>> {
+    let (label, classes) = (sample.label, metadata.classes.len());
+    if label < 0 || classes == 0 {
+        return Ok((label >= 0).then_some(label));
+    }
+    if label as usize >= classes {
+        bail!("{}: label {label} is beyond the {classes} classes of --classes", sample.source);
+    }
+    Ok(None)
+}
+
+/// The names of `--classes`: a file's lines, or numbers.
+fn class_names(given: Option<&str>) -> Result<Vec<String>> {
+    let Some(given) = given else { return Ok(Vec::new()) };
+    if let Ok(count) = given.parse::<usize>() {
+        return Ok((0..count).map(|class| class.to_string()).collect());
+    }
+    let text = fs::read_to_string(given).with_context(|| format!("--classes {given}"))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    Ok(text.lines().map(|line| line.trim().to_string()).filter(|line| !line.is_empty()).collect())
+}
+
+fn import_metadata(first: &Sample, args: &ImportArgs, context: &Context) -> Result<Metadata> {
     let spec = |level: &Tensor| {
         let (_, channels, height, width) = level.dims4()?;
         anyhow::Ok(LevelSpec { channels, height, width })
@@ -265,6 +324,18 @@ fn import_metadata(first: &Sample, args: &ImportArgs) -> Result<Metadata> {
     };
     let mut metadata = Metadata::new(levels, Dtype::F32, posterior);
     metadata.preprocessing = json!({ "imported": layout });
+    metadata.classes = class_names(args.classes.as_deref())?;
+    if let Some(weights) = WeightsSource::from_paths(&args.autoencoder) {
+        let (scale, shift) = (args.autoencoder_scale, args.autoencoder_shift);
+        let config = AutoencoderConfig { weights, scale, shift, ..AutoencoderConfig::default() };
+        let autoencoder = Autoencoder::open(&config, &context.device)?;
+        let identity = autoencoder.identity();
+        let (has, makes) = (metadata.levels[0].channels, identity.channels);
+        if has != makes {
+            bail!("--autoencoder makes latents of {makes} channels, these have {has}");
+        }
+        metadata.autoencoder = serde_json::to_value(identity)?;
+    }
     Ok(metadata)
 }
 
@@ -291,11 +362,17 @@ type Samples = Box<dyn Iterator<Item = Result<Sample>> + Send>;
 fn read_repa(folder: &Path) -> Result<Samples> {
     let path = folder.join("dataset.json");
     let text = fs::read(&path).with_context(|| format!("reading '{}'", path.display()))?;
-    let listing: Value = serde_json::from_slice(&text)?;
-    let labels = listing["labels"].as_array().cloned().context("dataset.json has no labels")?;
+    let listing: Value =
+        serde_json::from_slice(&text).with_context(|| format!("'{}'", path.display()))?;
+    let labels = listing["labels"]
+        .as_array()
+        .cloned()
+        .with_context(|| format!("'{}' lists no `labels`", path.display()))?;
     let folder = folder.to_path_buf();
     Ok(Box::new(labels.into_iter().enumerate().map(move |(id, entry)| {
-        let name = entry[0].as_str().context("an entry of dataset.json has no file")?;
+        let name = entry[0]
+            .as_str()
+            .with_context(|| format!("{}: label {id} names no file", path.display()))?;
         let both = read_npy(&folder.join(name))?;
         let channels = both.dim(0)? / 2;
         let std = both.narrow(0, channels, channels)?;
@@ -311,9 +388,18 @@ fn read_repa(folder: &Path) -> Result<Samples> {
 }
 
 fn read_fast_dit(folder: &Path, scale: f64) -> Result<Samples> {
-    let (latents, labels) = (folder.join(FAST_DIT_LATENTS), folder.join(FAST_DIT_LABELS));
+    let (latents, labels) = fast_dit_folders(folder)?;
     let file = |folder: &Path, id: i64| folder.join(format!("{id}.npy"));
-    let count = (0..).take_while(|&id| file(&latents, id).exists()).count() as i64;
+    let mut ids: Vec<i64> = fs::read_dir(&latents)
+        .with_context(|| format!("reading '{}'", latents.display()))?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".npy")?.parse().ok())
+        .collect();
+    ids.sort_unstable();
+    let count = ids.len() as i64;
+    if let Some(missing) = (0..count).find(|&id| ids[id as usize] != id) {
+        let last = ids[ids.len() - 1];
+        bail!("'{}' is missing, and {last}.npy is there", file(&latents, missing).display());
+    }
     Ok(Box::new((0..count).map(move |id| {
         let path = file(&latents, id);
         let labels = read_npy(&file(&labels, id))?.flatten_all()?.to_vec1::<f32>()?;
@@ -326,6 +412,24 @@ fn read_fast_dit(folder: &Path, scale: f64) -> Result<Samples> {
             logvar: None,
         })
     })))
+}
+
+/// Where fast-DiT's latents and labels are, for images of whatever size.
+fn fast_dit_folders(folder: &Path) -> Result<(PathBuf, PathBuf)> {
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("reading '{}'", folder.display()))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let is_latents = |name: &String| name.starts_with("imagenet") && name.ends_with("_features");
+    let mut found: Vec<String> = names.filter(is_latents).collect();
+    found.sort();
+    match found.as_slice() {
+        [] => bail!("'{}' holds no folder {FAST_DIT_LATENTS}", folder.display()),
+        [latents] => {
+            let labels = latents.replace("_features", "_labels");
+            Ok((folder.join(latents), folder.join(labels)))
+        }
+        several => bail!("'{}' holds {}: import one", folder.display(), several.join(" and ")),
+    }
 }
 
 fn read_lightning(folder: &Path) -> Result<Samples> {

@@ -115,6 +115,10 @@ impl ConfigArgs {
         for assignment in &self.set {
             set(&mut table, assignment)?;
         }
+        expand_home(&mut table, std::env::home_dir().as_deref());
+        if let Some((key, value)) = not_finite(&table) {
+            bail!("{key}: {value} is not a finite number");
+        }
         let named = || match &self.config {
             Some(path) => path.display().to_string(),
             None => "config".into(),
@@ -201,6 +205,39 @@ fn merge(base: &mut Table, over: Table) {
     }
 }
 
+/// Replaces `~/` at the start of every text by `home`: no key but those of paths may begin so.
+fn expand_home(table: &mut Table, home: Option<&Path>) {
+    let Some(home) = home else { return };
+    let mut values: Vec<&mut Value> = table.iter_mut().map(|(_, value)| value).collect();
+    while let Some(value) = values.pop() {
+        match value {
+            Value::String(text) => {
+                if let Some(rest) = text.strip_prefix("~/") {
+                    *text = home.join(rest).to_string_lossy().into_owned();
+                }
+            }
+            Value::Array(inner) => values.extend(inner),
+            Value::Table(inner) => values.extend(inner.iter_mut().map(|(_, value)| value)),
+            _ => {}
+        }
+    }
+}
+
+/// The first number that is infinite or none, with its key.
+fn not_finite(table: &Table) -> Option<(String, f64)> {
+    fn find(key: String, value: &Value) -> Option<(String, f64)> {
+        match value {
+            Value::Float(number) => (!number.is_finite()).then_some((key, *number)),
+            Value::Array(inner) => inner.iter().find_map(|value| find(key.clone(), value)),
+            Value::Table(inner) => {
+                inner.iter().find_map(|(name, value)| find(format!("{key}.{name}"), value))
+            }
+            _ => None,
+        }
+    }
+    table.iter().find_map(|(name, value)| find(name.clone(), value))
+}
+
 /// Applies `section.key=value`; a value that is not TOML is taken as a string.
 pub fn set(table: &mut Table, assignment: &str) -> Result<()> {
     let (key, value) = assignment
@@ -269,6 +306,15 @@ mod tests {
     }
 
     #[test]
+    fn a_home_folder_may_be_written_short() {
+        let mut table: Table = "a = '~/x'\nb = { c = ['~/y', 'z/~/'] }".parse().unwrap();
+        expand_home(&mut table, Some(Path::new("/home/me")));
+        let text = table.to_string();
+        assert!(text.contains("\"/home/me/x\"") && text.contains("\"/home/me/y\""), "{text}");
+        assert!(text.contains("\"z/~/\""), "{text}");
+    }
+
+    #[test]
     fn unknown_keys_are_named() {
         for (text, key) in [
             ("[train]\nstep = 3", "step"),
@@ -294,6 +340,15 @@ mod tests {
         let config = args.load().unwrap();
         assert_eq!((config.train.batch, config.train.lr), (8, 1e-3));
         assert_eq!(config.data.dataset, "some/where");
+        let refused = |set: &str| {
+            let wrong = ConfigArgs { set: vec![set.into()], ..args.clone() };
+            wrong.load().unwrap_err().to_string()
+        };
+        assert_eq!(refused("train.lr=nan"), "train.lr: NaN is not a finite number");
+        assert_eq!(refused("flow.starts=[0.5, inf]"), "flow.starts: inf is not a finite number");
+        assert!(refused("train.batch='many'").contains("train.batch"));
+        let weights = "autoencoder.weights=['a', 'b', 'c']";
+        assert!(refused(weights).contains("[encoder file, decoder file]"), "{}", refused(weights));
         let wrong = ConfigArgs { set: vec!["train.lr".into()], ..args };
         assert!(wrong.load().unwrap_err().to_string().contains("KEY=VALUE"));
     }

@@ -1,9 +1,13 @@
 //! The `lapflow` binary: images to latent pyramids, to a trained flow, to scored samples.
 
+#[macro_use]
+mod output;
+
 mod autoencoder;
 mod commands;
 mod config;
 mod device;
+mod memory;
 mod pictures;
 mod presets;
 mod progress;
@@ -25,7 +29,8 @@ fn main() -> ExitCode {
     park_idle_threads();
     keep_pages();
     let cli = commands::Cli::parse();
-    let filter = EnvFilter::try_from_env("LAPFLOW_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("LAPFLOW_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,delta_kernel=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)

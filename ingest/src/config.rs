@@ -119,14 +119,11 @@ impl IngestConfig {
     /// Largest side that leaves; beyond it no pyramid trained here has a use for pixels.
     pub const SIZE_MAX: u32 = 8192;
 
-    /// Checks what the types do not.
+    /// Checks what the types do not, but for the source, which only who reads it needs.
     ///
     /// # Errors
     /// [`IngestError::Config`] naming the key.
     pub fn validate(&self) -> Result<()> {
-        if self.source.is_empty() {
-            return Err(IngestError::config("source", "no source is given"));
-        }
         if !(1..=Self::SIZE_MAX).contains(&self.size) {
             let reason = format!("{} is outside 1..={}", self.size, Self::SIZE_MAX);
             return Err(IngestError::config("size", reason));
@@ -147,6 +144,14 @@ impl IngestConfig {
         match at_least_one.iter().find(|(_, value)| *value == 0) {
             Some((key, _)) => Err(IngestError::config(key, "0 leaves nothing to read")),
             None => Ok(()),
+        }
+    }
+
+    /// Refuses a configuration that names no source.
+    pub(crate) fn require_source(&self) -> Result<()> {
+        match self.source.is_empty() {
+            true => Err(IngestError::config("source", "no source is given")),
+            false => Ok(()),
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::error::{Result, TrainError};
 use lapflow_model::checkpoint::average_group;
 use lapflow_model::net::Precision;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// How to train: defaults are the paper's CelebA-HQ recipe where it states one.
@@ -188,6 +189,8 @@ impl TrainConfig {
     /// # Errors
     /// Names the first key that cannot be.
     pub fn validate(&self, levels: usize) -> Result<()> {
+        let is_weight = |x: f64| x >= 0.0 && x.is_finite();
+        let groups = self.average_groups();
         let rules = [
             (self.steps > 0, "steps must be positive"),
             (self.batch > 0, "batch must be positive"),
@@ -196,15 +199,20 @@ impl TrainConfig {
                 "accumulate must be positive and at most batch",
             ),
             (self.lr > 0.0 && self.lr.is_finite(), "lr must be positive"),
-            (self.lr_final >= 0.0, "lr_final must not be negative"),
+            (is_weight(self.lr_final), "lr_final must not be negative"),
             (self.betas.iter().all(|b| (0.0..1.0).contains(b)), "betas must be in [0, 1)"),
-            (self.eps > 0.0, "eps must be positive"),
-            (self.weight_decay >= 0.0, "weight_decay must not be negative"),
-            (self.clip_norm >= 0.0, "clip_norm must not be negative"),
+            (self.eps > 0.0 && self.eps.is_finite(), "eps must be positive"),
+            (is_weight(self.weight_decay), "weight_decay must not be negative"),
+            (is_weight(self.clip_norm), "clip_norm must not be negative"),
             ((0.0..1.0).contains(&self.ema_decay), "ema_decay must be in [0, 1)"),
             (
                 self.ema_decays.iter().all(|decay| (0.0..1.0).contains(decay)),
                 "ema_decays must be in [0, 1)",
+            ),
+            (
+                groups.iter().collect::<HashSet<_>>().len() == groups.len()
+                    && !self.ema_decays.contains(&self.ema_decay),
+                "ema_decays must differ from each other and from ema_decay",
             ),
             (
                 self.mixture.iter().all(|s| s.weight > 0.0 && s.weight.is_finite()),
@@ -220,6 +228,10 @@ impl TrainConfig {
             (
                 self.level_weights.is_empty() || self.level_weights.len() == levels,
                 "level_weights must have one value a level",
+            ),
+            (
+                self.level_weights.iter().all(|&weight| is_weight(weight)),
+                "level_weights must not be negative",
             ),
             (
                 self.stages == Stages::Step || self.batch >= levels,
@@ -280,6 +292,25 @@ mod tests {
     fn impossible_values_are_named() {
         let wrong = TrainConfig { betas: [0.9, 1.0], ..TrainConfig::default() };
         assert!(wrong.validate(2).unwrap_err().to_string().contains("betas"));
+        for decays in [vec![0.5, 0.5], vec![0.9, 0.9999]] {
+            let wrong = TrainConfig { ema_decays: decays, ..TrainConfig::default() };
+            assert!(wrong.validate(2).unwrap_err().to_string().contains("ema_decays must differ"));
+        }
+        for value in [f64::NAN, f64::INFINITY] {
+            let default = TrainConfig::default;
+            for (key, wrong) in [
+                ("lr_final", TrainConfig { lr_final: value, ..default() }),
+                ("eps", TrainConfig { eps: value, ..default() }),
+                ("weight_decay", TrainConfig { weight_decay: value, ..default() }),
+                ("clip_norm", TrainConfig { clip_norm: value, ..default() }),
+                ("level_weights", TrainConfig { level_weights: vec![1.0, value], ..default() }),
+            ] {
+                assert!(
+                    wrong.validate(2).unwrap_err().to_string().contains(key),
+                    "{key} = {value}"
+                );
+            }
+        }
         assert!(TrainConfig::default().validate(2).is_ok());
     }
 }

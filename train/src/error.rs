@@ -30,6 +30,14 @@ pub enum TrainError {
         /// The dataset's or configuration's.
         here: String,
     },
+    /// A folder that another process writes to.
+    #[error("{folder}: {holder} is at work in it")]
+    Locked {
+        /// The folder.
+        folder: PathBuf,
+        /// The process that holds it, as it says itself.
+        holder: String,
+    },
     /// A checkpoint that cannot be resumed from.
     #[error("{path}: {reason}")]
     Resume {

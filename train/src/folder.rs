@@ -3,8 +3,8 @@
 use crate::error::{Result, TrainError};
 use crate::metrics::Line;
 use lapflow_model::checkpoint::Checkpoint;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// A folder that holds one run.
@@ -22,6 +22,20 @@ impl RunFolder {
         let folder = Self { root: root.into() };
         fs::create_dir_all(folder.checkpoints()).map_err(TrainError::io(folder.checkpoints()))?;
         Ok(folder)
+    }
+
+    /// The folder `root` of a run that is there, to read from: nothing is made.
+    pub fn of(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Claims the folder for this process until the lock is dropped or the process has ended, however
+    /// it did.
+    ///
+    /// # Errors
+    /// [`TrainError::Locked`] names the process that holds it.
+    pub fn lock(&self) -> Result<Lock> {
+        Lock::take(&self.root)
     }
 
     /// The folder itself.
@@ -64,7 +78,10 @@ impl RunFolder {
     /// When the folder cannot be listed.
     pub fn list(&self) -> Result<Vec<PathBuf>> {
         let folder = self.checkpoints();
-        let entries = fs::read_dir(&folder).map_err(TrainError::io(&folder))?;
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(TrainError::io(&folder))?,
+        };
         let mut paths = Vec::new();
         for entry in entries {
             let path = entry.map_err(TrainError::io(&folder))?.path();
@@ -164,6 +181,46 @@ impl RunFolder {
 /// The step in the name of a checkpoint.
 fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+}
+
+/// The right to write into a folder, which one process has at a time.
+///
+/// The operating system gives it back when the process ends; the file that it is held by says whose
+/// it is, and stays.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Claims `folder`, which must be there.
+    ///
+    /// # Errors
+    /// [`TrainError::Locked`] names the process that holds it.
+    pub fn take(folder: &Path) -> Result<Self> {
+        let path = folder.join("lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let mut file = file.map_err(TrainError::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let holder = fs::read_to_string(&path).unwrap_or_default().trim().to_string();
+                return Err(TrainError::Locked { folder: folder.to_path_buf(), holder });
+            }
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!(
+                    "{}: no lock to be had ({error}): two runs would not notice each other",
+                    path.display()
+                );
+            }
+        }
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let holder = format!("process {} on {}\n", std::process::id(), host.trim());
+        file.set_len(0)
+            .and_then(|()| file.write_all(holder.as_bytes()))
+            .map_err(TrainError::io(&path))?;
+        Ok(Self { _file: file })
+    }
 }
 
 /// An open `metrics.jsonl`.

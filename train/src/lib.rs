@@ -56,7 +56,7 @@ mod trainer;
 pub use config::{Normalize, Schedule, Source, Stages, Times, TrainConfig};
 pub use data::geometry;
 pub use error::{Result, TrainError};
-pub use folder::RunFolder;
+pub use folder::{Lock, RunFolder};
 pub use loss::{GroupLoss, Loss, Part, Samples, StageGroup};
 pub use metrics::Line;
 #[cfg(feature = "mpi")]

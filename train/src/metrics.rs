@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 pub struct Line {
     /// Steps taken when it was written.
     pub step: u64,
-    /// Mean loss since the line before.
-    pub loss: f64,
+    /// Mean loss since the line before; none if every step was skipped.
+    pub loss: Option<f64>,
     /// Mean squared velocity error, keyed `stage/level`.
     pub levels: BTreeMap<String, f64>,
-    /// Mean global gradient norm.
-    pub grad_norm: f64,
+    /// Mean global gradient norm, likewise.
+    pub grad_norm: Option<f64>,
     /// Learning rate of the last step.
     pub lr: f64,
     /// Steps skipped since the line before.
@@ -35,8 +35,6 @@ impl Line {
     /// Its values by name, for charts.
     pub fn scalars(&self) -> Vec<(String, f64)> {
         let named = [
-            ("loss", self.loss),
-            ("grad_norm", self.grad_norm),
             ("lr", self.lr),
             ("skipped", self.skipped as f64),
             ("images_per_second", self.images_per_second),
@@ -48,7 +46,10 @@ impl Line {
             let (stage, level) = key.split_once('/')?;
             Some((format!("loss/stage_{stage}/level_{level}"), value))
         });
-        named.map(|(name, value)| (name.to_string(), value)).into_iter().chain(levels).collect()
+        let means = [("loss", self.loss), ("grad_norm", self.grad_norm)];
+        let means = means.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let named = means.chain(named).map(|(name, value)| (name.to_string(), value));
+        named.chain(levels).collect()
     }
 
     /// The line with its newline.
@@ -98,14 +99,14 @@ impl Window {
     /// The line after `step` steps on a machine of `matrix_rate`.
     pub fn line(&self, step: u64, matrix_rate: f64) -> Line {
         let macs_per_second = self.macs / self.seconds.max(1e-9);
-        let steps = self.steps.max(1) as f64;
+        let mean_step = |sum: f64| (self.steps > 0).then(|| sum / self.steps as f64);
         let mean =
             |(name, (sum, count)): (&String, &(f64, u64))| (name.clone(), sum / *count as f64);
         Line {
             step,
-            loss: self.loss / steps,
+            loss: mean_step(self.loss),
             levels: self.levels.iter().map(mean).collect(),
-            grad_norm: self.grad_norm / steps,
+            grad_norm: mean_step(self.grad_norm),
             lr: self.lr,
             skipped: self.skipped,
             images_per_second: self.images as f64 / self.seconds.max(1e-9),

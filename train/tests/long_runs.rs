@@ -157,11 +157,21 @@ fn what_is_not_finite_is_named_and_a_halt_names_the_last_good_checkpoint() {
     train(&recipe, &dataset, &run_folder);
     recipe.train.steps = 40;
     (recipe.train.lr, recipe.train.lr_final, recipe.train.clip_norm) = (1e30, 1e30, 0.0);
+    recipe.train.log_every = 1;
     let checkpoint = run_folder.newest().unwrap().unwrap();
     let mut trainer = Trainer::resume(&recipe, &dataset, &checkpoint, &Device::Cpu).unwrap();
-    let error = run(&mut trainer, &dataset, &run_folder, &AtomicBool::new(false), |_| {});
+    let mut lines = Vec::new();
+    let error = run(&mut trainer, &dataset, &run_folder, &AtomicBool::new(false), |l| {
+        lines.push(l.clone())
+    });
     let error = error.unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { times: 3, .. }), "{error}");
+    // A line of skipped steps alone has no loss, in the file too.
+    let skipped = lines.iter().filter(|line| line.skipped > 0);
+    assert!(skipped.clone().count() > 0 && skipped.clone().all(|line| line.loss.is_none()));
+    assert_eq!(run_folder.read_metrics().unwrap().last(), skipped.last());
+    let text = std::fs::read_to_string(run_folder.metrics()).unwrap();
+    assert!(text.lines().last().unwrap().contains("\"loss\":null,"), "{text}");
     assert!(error.to_string().contains("step-000000007.safetensors"), "{error}");
     assert_eq!(run_folder.newest().unwrap().unwrap().card.step, 7);
 }

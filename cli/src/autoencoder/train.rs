@@ -14,7 +14,7 @@ use lapflow_model::autoencoder::{
 };
 use lapflow_model::weights::Weights;
 use lapflow_model::{Params, on_pool};
-use lapflow_train::{Alone, Optimizer, TrainConfig};
+use lapflow_train::{Alone, Lock, Optimizer, TrainConfig};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -49,6 +49,7 @@ pub fn train(args: &TrainArgs, context: &Context) -> Result<()> {
     let recipe = Recipe::read(&args.config)?;
     let (train, out) = (&recipe.train, &args.out);
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    let _lock = Lock::take(out)?;
     let images =
         context.runtime.block_on(Images::open(&recipe.data, train.held_out, train.seed))?;
     let mut run = Run::open(out, &recipe, args.resume)?;

@@ -3,6 +3,7 @@
 use super::ingest::{say_of_source, say_unturned};
 use super::{Context, environment};
 use crate::config::{Config, ConfigArgs};
+use crate::memory;
 use crate::progress::Progress;
 use anyhow::{Context as _, Result, bail};
 use lapflow_encode::{Draft, EncodeStats, Estimate, Monitor, Status, Watch};
@@ -171,9 +172,20 @@ async fn draft(config: &Config, context: &Context) -> Result<Draft> {
     if place(dataset).is_some_and(|dataset| place(source) == Some(dataset)) {
         bail!("{dataset}: data.dataset is the source itself; name another folder");
     }
+    check_memory(config, context)?;
     let autoencoder = Arc::new(Autoencoder::open(&config.autoencoder, &context.device)?);
     let ingest = ingest(config);
     Ok(Draft::open(&ingest, &config.data.encode, autoencoder, &context.device).await?)
+}
+
+/// Refuses a batch whose pixels alone, in the batches that wait, do not fit into memory.
+fn check_memory(config: &Config, context: &Context) -> Result<()> {
+    let (size, encode) = (u64::from(config.data.ingest.size), &config.data.encode);
+    let batches = encode.queue_batches_max as u64 + 2;
+    let bytes = (3 * 4 * size * size).saturating_mul(encode.batch as u64).saturating_mul(batches);
+    let what = format!("data.batch = {} at {size} pixels", encode.batch);
+    memory::check(&what, bytes, &candle_core::Device::Cpu)?;
+    memory::check(&what, bytes / batches, &context.device)
 }
 
 /// The ingest configuration with the number of threads decided.

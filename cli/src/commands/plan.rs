@@ -2,7 +2,9 @@
 
 use super::Context;
 use crate::config::Config;
+use crate::memory;
 use anyhow::Result;
+use candle_core::Device;
 use lapflow_model::autoencoder::WeightsSource;
 use lapflow_model::flow::Flow;
 use lapflow_model::net::{Cost, Geometry, cost};
@@ -29,6 +31,15 @@ pub struct Plan {
     pub state_bytes: u64,
     /// What the largest stage's backward pass needs, estimated.
     pub activation_bytes: u64,
+}
+
+impl Plan {
+    /// Refuses a run that one of `ranks` processes has no memory for on `device`.
+    pub fn check_memory(&self, config: &Config, ranks: usize, device: &Device) -> Result<()> {
+        let activations = self.activation_bytes / ranks.max(1) as u64;
+        let what = format!("train.batch = {}", config.train.batch);
+        memory::check(&what, self.state_bytes.saturating_add(activations), device)
+    }
 }
 
 /// Counts `config`; a dataset that is not there is taken to be what the config would make,
@@ -120,8 +131,14 @@ fn activations(config: &Config, geometry: &Geometry, flow: &dyn Flow) -> u64 {
         Stages::Step => config.train.batch,
         Stages::Balanced => config.train.batch.div_ceil(flow.levels()),
     };
+    let samples = samples.div_ceil(config.train.accumulate) as u64;
     let (width, depth) = (config.model.width() as u64, config.model.depth() as u64);
-    samples as u64 * most * depth * width * KEPT_A_TOKEN * 4
+    // Blocks that run again keep their input alone, but for the one at work.
+    let kept = match config.train.recompute {
+        true => depth + KEPT_A_TOKEN,
+        false => depth * KEPT_A_TOKEN,
+    };
+    samples.saturating_mul(most * width * kept * 4)
 }
 
 fn mega(bytes: u64) -> f64 {

@@ -63,12 +63,19 @@ pub fn write(run: &Path, out: &Path, first: Vec<Section>, context: &Context) -> 
     let (checkpoint, config) = find(run)?;
     let config = config.with_context(|| format!("{}: no config.toml in it", run.display()))?;
     let generator = generator(&checkpoint, &config.sample, context)?;
-    let lines = RunFolder::open(run)?.read_metrics()?;
+    let lines = RunFolder::of(run).read_metrics()?;
     let mut sections = first;
-    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset))?;
-    sections.push(samples(&generator, &dataset, context)?);
+    // The dataset may be elsewhere by now: the page then does without its parts.
+    let dataset = context.runtime.block_on(Dataset::open(&config.data.dataset));
+    sections.push(samples(&generator, dataset.as_ref().ok(), context)?);
     sections.push(scores::scores(run)?);
-    sections.push(data(&config, &dataset, &generator, context)?);
+    sections.push(match &dataset {
+        Ok(dataset) => data(&config, dataset, &generator, context)?,
+        Err(error) => Section {
+            title: "Data".into(),
+            blocks: vec![Block::Text(format!("The dataset cannot be shown: {error}."))],
+        },
+    });
     sections.push(training(&lines));
     sections.push(costs(generator.card())?);
     let report = Report {
@@ -85,7 +92,7 @@ pub fn write(run: &Path, out: &Path, first: Vec<Section>, context: &Context) -> 
 }
 
 /// Samples of every class, what is nearest to them, and how one of them came to be.
-fn samples(generator: &Generator, dataset: &Dataset, context: &Context) -> Result<Section> {
+fn samples(generator: &Generator, dataset: Option<&Dataset>, context: &Context) -> Result<Section> {
     let classes = &generator.card().classes;
     let shown = classes.len().clamp(1, SHOWN_CLASSES);
     let requests: Vec<Request> = (0..shown * SAMPLES_PER_CLASS)
@@ -107,13 +114,19 @@ fn samples(generator: &Generator, dataset: &Dataset, context: &Context) -> Resul
     let some = latents.index_select(&Tensor::new(some, latents.device())?, 0)?;
     let pictures = rows.iter().flat_map(|row| &row.pictures);
     let pictures = pictures.step_by(step).take(NEIGHBOURS).cloned().collect();
-    let neighbours = neighbours::neighbours(generator, dataset, &some, pictures, context)?;
+    let neighbours = dataset
+        .map(|dataset| neighbours::neighbours(generator, dataset, &some, pictures, context))
+        .transpose()?;
     let caption = "Samples, drawn from the averaged weights, a row a class".into();
     let grid = Figure { caption, rows, zoom: Zoom::Smooth };
     let trajectory = trajectory(generator, requests[0])?;
     Ok(Section {
         title: "Samples".into(),
-        blocks: [grid, neighbours, trajectory].map(Block::Figure).into(),
+        blocks: [Some(grid), neighbours, Some(trajectory)]
+            .into_iter()
+            .flatten()
+            .map(Block::Figure)
+            .collect(),
     })
 }
 
@@ -248,7 +261,7 @@ fn training(lines: &[Line]) -> Section {
         })
     };
     let rate = series("images/s".into(), &|line| Some(line.images_per_second));
-    let norm = series("gradient norm".into(), &|line| Some(line.grad_norm));
+    let norm = series("gradient norm".into(), &|line| line.grad_norm);
     let lr = series("learning rate".into(), &|line| Some(line.lr));
     Section {
         title: "Training".into(),

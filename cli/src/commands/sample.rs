@@ -2,6 +2,7 @@
 
 use super::{Context, environment};
 use crate::config::{self, Config};
+use crate::memory;
 use crate::progress::Progress as Bar;
 use anyhow::{Context as _, Result, anyhow, bail};
 use lapflow_model::autoencoder::{Autoencoder, AutoencoderConfig, Tiling, WeightsSource};
@@ -80,6 +81,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ..base
     };
     let config = with_values(config, &args.set)?;
+    let geometry = &checkpoint.card.geometry;
+    let latents = 4 * geometry.channels * geometry.height * geometry.width;
+    let what = format!("sample.batch = {}", config.batch);
+    memory::check(&what, (latents as u64).saturating_mul(config.batch as u64), &context.device)?;
     let share = Worker::detect(args.shard, &environment)?;
     let autoencoder = Autoencoder::open(&args.autoencoder(&checkpoint)?, &context.device)?;
     let generator = Generator::new(&checkpoint, autoencoder, &config, &context.device, args.force)?;
@@ -160,7 +165,7 @@ fn print(args: &Args, state: &Progress, card: &Card, context: &Context) -> Resul
 /// The checkpoint at `path` (a file, or a run folder for its newest) and its run's config.
 pub fn find(path: &Path) -> Result<(Checkpoint, Option<Config>)> {
     let (checkpoint, root) = if path.is_dir() {
-        let newest = RunFolder::open(path)?.newest()?;
+        let newest = RunFolder::of(path).newest()?;
         let newest = newest.with_context(|| format!("{}: no checkpoint in it", path.display()))?;
         (newest, Some(path))
     } else {

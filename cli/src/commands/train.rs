@@ -98,7 +98,11 @@ pub fn train(
     let first = ranks.rank() == 0;
     let draws = first && config.train.sample_every > 0;
     let mut autoencoder = autoencoder_of(config, &dataset, draws, context)?;
+    let plan = plan::plan(config, Some(&dataset), 0)?;
+    plan.check_memory(config, ranks.size(), &context.device)?;
     let folder = RunFolder::open(&config.train.folder)?;
+    // The first of several ranks writes for all.
+    let _lock = first.then(|| folder.lock()).transpose()?;
     let newest = folder.newest()?;
     if newest.is_some() && !resume {
         bail!(
@@ -129,7 +133,11 @@ pub fn train(
     });
     let session = Session { others, follow, draw: Some(draw) };
     let outcome = run_session(&mut trainer, &dataset, session, &folder, &context.stop, |line| {
-        let note = format!("loss {:.4}, {:.1} images/s", line.loss, line.images_per_second);
+        let loss = match line.loss {
+            Some(loss) => format!("loss {loss:.4}"),
+            None => format!("{} steps skipped", line.skipped),
+        };
+        let note = format!("{loss}, {:.1} images/s", line.images_per_second);
         if let Some(progress) = &mut progress {
             progress.update(line.step, &note);
         }
@@ -166,6 +174,12 @@ fn autoencoder_of(
         }
     };
     let wanted = &dataset.metadata().autoencoder;
+    if wanted.is_null() {
+        bail!(
+            "{}: it does not state the autoencoder of its latents: import it with --autoencoder",
+            dataset.uri()
+        );
+    }
     if !autoencoder.identity().made(wanted) {
         let here = json!(autoencoder.identity());
         bail!("{}: its latents are of {wanted}, [autoencoder] is {here}", dataset.uri());

@@ -174,6 +174,7 @@ impl Source {
     /// image, names one twice, or exceeds `entries_max`.
     pub async fn open(config: &IngestConfig) -> Result<Self> {
         config.validate()?;
+        config.require_source()?;
         let config = config.clone();
         tokio::task::spawn_blocking(move || Self::open_blocking(config))
             .await

@@ -57,6 +57,7 @@ impl Survey {
     /// prefix or cannot be listed, or it exceeds `entries_max`.
     pub async fn take(config: &IngestConfig) -> Result<Self> {
         config.validate()?;
+        config.require_source()?;
         let config = config.clone();
         tokio::task::spawn_blocking(move || Self::take_blocking(config))
             .await

@@ -95,8 +95,10 @@ pub fn trainer(recipe: &Recipe, dataset: &Dataset, folder: &RunFolder) -> Traine
 pub fn train(recipe: &Recipe, dataset: &Dataset, folder: &RunFolder) -> Vec<f64> {
     let mut trainer = trainer(recipe, dataset, folder);
     let mut losses = Vec::new();
-    run(&mut trainer, dataset, folder, &AtomicBool::new(false), |line| losses.push(line.loss))
-        .unwrap();
+    run(&mut trainer, dataset, folder, &AtomicBool::new(false), |line| {
+        losses.push(line.loss.unwrap())
+    })
+    .unwrap();
     losses
 }
 

@@ -62,5 +62,5 @@ pub use export::{Exported, export};
 pub use image::RgbImage;
 pub use left_out::LeftOut;
 pub use skip::{Skip, SkipReason};
-pub use source::{Entry, Opened, Pick, Piece, Source, Survey};
+pub use source::{Entry, Opened, Pick, Piece, Source, Survey, image_files};
 pub use stream::{Item, Outcome};

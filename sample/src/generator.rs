@@ -182,7 +182,15 @@ impl Generator {
     /// # Errors
     /// When the decoder refuses them.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        Ok(self.autoencoder.decode(&self.card.normalization.invert(latents)?)?)
+        Ok(self.autoencoder.decode(&self.raw(latents)?)?)
+    }
+
+    /// Normalized latents `(b, c, h, w)` in the autoencoder's own units, as datasets store them.
+    ///
+    /// # Errors
+    /// When a tensor cannot be made.
+    pub fn raw(&self, latents: &Tensor) -> Result<Tensor> {
+        Ok(self.card.normalization.invert(latents)?)
     }
 
     /// Pixels of decoded images, `H W 3` bytes each.

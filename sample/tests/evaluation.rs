@@ -61,7 +61,8 @@ fn every_form_of_a_set_scores_the_same() {
 
     let npz = root.path().join("set.npz");
     let side = SIDE as usize;
-    let mut writer = NpzWriter::create(&npz, 230, (side, side), Compression::Deflate).unwrap();
+    let mut writer =
+        NpzWriter::create(&npz, 230, Element::U8, &[side, side, 3], Compression::Deflate).unwrap();
     samples.iter().for_each(|pixels| writer.push(pixels).unwrap());
     writer.finish(None).unwrap();
 
@@ -119,7 +120,7 @@ fn what_cannot_be_scored_is_refused() {
 
     assert!(message(summary(&root.path().join("absent"))).contains("absent: does not exist"));
     std::fs::create_dir(root.path().join("empty")).unwrap();
-    assert!(message(summary(&root.path().join("empty"))).contains("empty: holds no .png"));
+    assert!(message(summary(&root.path().join("empty"))).contains("empty: holds no images"));
 
     write_png(&a.join("0/0005.png"), (4, 4), &[0; 48]).unwrap();
     let mixed = message(summary(&a));

@@ -34,7 +34,8 @@ fn npz_sets_survive_a_round_trip() {
         let path = folder.path().join(format!("{compression:?}/set.npz"));
         let (count, height, width) = (rng.random_range(1..9), 5, rng.random_range(1..30));
         let images: Vec<_> = (0..count).map(|_| image(&mut rng, height * width * 3)).collect();
-        let mut writer = NpzWriter::create(&path, count, (height, width), compression).unwrap();
+        let mut writer =
+            NpzWriter::create(&path, count, Element::U8, &[height, width, 3], compression).unwrap();
         assert!(!path.exists());
         images.iter().for_each(|pixels| writer.push(pixels).unwrap());
         assert!(writer.push(&images[0]).unwrap_err().to_string().contains("there are more"));
@@ -52,7 +53,8 @@ fn npz_sets_survive_a_round_trip() {
 fn an_unfinished_set_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("set.npz");
-    let mut writer = NpzWriter::create(&path, 2, (2, 2), Compression::Stored).unwrap();
+    let mut writer =
+        NpzWriter::create(&path, 2, Element::U8, &[2, 2, 3], Compression::Stored).unwrap();
     assert!(writer.push(&[0; 11]).unwrap_err().to_string().contains("11 bytes, not 12"));
     writer.push(&[0; 12]).unwrap();
     assert!(writer.finish(None).unwrap_err().to_string().contains("1 images of 2"));

@@ -126,12 +126,12 @@ fn the_last_worker_makes_the_file() {
     for name in ["set.npz", "set.parquet"] {
         let path = root.path().join(name);
         for worker in 0..2 {
-            let output = Output::from_path(&path, Compression::Stored);
+            let output = Output::from_path(&path, Compression::Stored).unwrap();
             let state = run(&job(output, (worker, 2)), &generator(&checkpoint, 4)).unwrap();
             assert_eq!((state.complete, path.exists()), (worker == 1, worker == 1));
         }
         assert!(pixels(&path) == pixels(&whole));
-        let again = Output::from_path(&path, Compression::Stored);
+        let again = Output::from_path(&path, Compression::Stored).unwrap();
         let state = run(&job(again, (0, 1)), &generator(&checkpoint, 4)).unwrap();
         assert!(state.complete && state.drawn == 0);
     }
@@ -167,10 +167,94 @@ fn another_job_in_the_same_place_is_refused() {
     assert!(other.contains("job.json") && other.contains("labels = \"balanced\""), "{other}");
     assert!(message(Job { count: 9, ..begun.clone() }).contains("count = 7, not 9"));
     assert!(message(Job { shard: (4, 4), ..begun.clone() }).contains("4 is not below 4"));
+    // What others left is never counted as a sample.
+    for name in ["000000.png", "holiday.jpg"] {
+        let strange = root.path().join(name).with_extension("");
+        std::fs::create_dir(&strange).unwrap();
+        std::fs::write(strange.join(name), b"a stranger's").unwrap();
+        let refused = message(Job { output: Output::Folder(strange.clone()), ..begun.clone() });
+        let told = format!("holds 1 files that are not of this job ({name}, ..) and no job.json");
+        assert!(refused.contains(&told), "{refused}");
+        assert_eq!(std::fs::read_dir(&strange).unwrap().count(), 1);
+    }
     let path = root.path().join("mine.npz");
     std::fs::write(&path, b"mine").unwrap();
     let output = Output::Npz(path, Compression::Stored);
     assert!(message(Job { output, ..begun }).contains("exists and is not of this job"));
+}
+
+#[test]
+fn sets_are_named_by_their_ending_in_any_case() {
+    let named = |name: &str| Output::from_path(Path::new(name), Compression::Stored);
+    assert!(matches!(named("a.NPZ"), Ok(Output::Npz(..))));
+    assert!(matches!(named("a.Parquet"), Ok(Output::Parquet(_))));
+    for folder in ["a", "run.v2", "step-1.5"] {
+        assert!(matches!(named(folder), Ok(Output::Folder(_))), "{folder}");
+    }
+    for file in ["a.zip", "a.PNG", "a.npy"] {
+        let error = named(file).unwrap_err().to_string();
+        assert_eq!(error, format!("{file}: sets are folders, .npz or .parquet files"));
+    }
+}
+
+#[test]
+fn latents_are_what_the_images_are_decoded_from() {
+    let root = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint(root.path());
+    let generator = generator(&checkpoint, 3);
+    let path = root.path().join("latents.npz");
+    for worker in 0..2 {
+        let state = run(&job(Output::Latents(path.clone()), (worker, 2)), &generator).unwrap();
+        assert_eq!(state.complete, worker == 1);
+    }
+    let (shape, values) = NpzFile::open(&path).unwrap().floats("arr_0", 1 << 20).unwrap();
+    assert_eq!(shape, [COUNT as usize, 3, 16, 16]);
+    let (_, labels) = NpzFile::open(&path).unwrap().floats("arr_1", 10).unwrap();
+    assert_eq!(labels[..3], [0.0, 1.0, 2.0]);
+    // Here the autoencoder is none: latents are the images, in [-1, 1] before they are clamped.
+    let folder = root.path().join("images");
+    run(&job(Output::Folder(folder.clone()), (0, 1)), &generator).unwrap();
+    for (image, latent) in pixels(&folder).iter().zip(values.chunks(3 * 256)) {
+        for (at, &byte) in image.iter().enumerate() {
+            let value = latent[at % 3 * 256 + at / 3].clamp(-1.0, 1.0);
+            assert!(((value + 1.0) * 127.5 - f64::from(byte)).abs() < 0.51);
+        }
+    }
+    assert!(!root.path().join("latents.npz.parts").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_set_is_its_images_once_and_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint(root.path());
+    let set = root.path().join("set");
+    let half = job(Output::Folder(set.clone()), (0, 2));
+    run(&half, &generator(&checkpoint, 4)).unwrap();
+    let error = ImageSet::open(&set).err().unwrap().to_string();
+    let told = "holds 4 of the 7 images that its job.json says: the job has not finished";
+    assert!(error.ends_with(told), "{error}");
+    run(&job(Output::Folder(set.clone()), (1, 2)), &generator(&checkpoint, 4)).unwrap();
+    // A link to the folder itself, hidden files and other files are no images; the last are told.
+    std::os::unix::fs::symlink(&set, set.join("latest")).unwrap();
+    std::fs::write(set.join("._000000.png"), b"resource fork").unwrap();
+    std::fs::write(set.join("notes.txt"), b"words").unwrap();
+    let content = ImageSet::open(&set).unwrap().for_batches(3, &mut |_| Ok(())).unwrap();
+    let left_out = "1 .txt, 1 links to a folder that they are in";
+    assert_eq!((content.images as u64, content.left_out.to_string()), (COUNT, left_out.into()));
+    // Formats that are not read are refused by name, as ingest skips them.
+    std::fs::write(set.join("a.bmp"), b"BM6\0\0\0\0\0").unwrap();
+    let error = ImageSet::open(&set).unwrap().for_batches(3, &mut |_| Ok(())).unwrap_err();
+    assert!(error.to_string().ends_with("it starts with 424d360000000000, as BMP does"), "{error}");
+}
+
+#[test]
+fn lossless_webp_is_told_from_lossy() {
+    let root = tempfile::tempdir().unwrap();
+    let picture = image::RgbImage::from_fn(8, 8, |x, y| image::Rgb([x as u8, y as u8, 3]));
+    picture.save(root.path().join("a.webp")).unwrap();
+    let content = ImageSet::open(root.path()).unwrap().for_batches(1, &mut |_| Ok(())).unwrap();
+    assert_eq!(content.formats.keys().collect::<Vec<_>>(), ["lossless WebP"]);
 }
 
 #[test]

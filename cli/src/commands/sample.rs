@@ -25,9 +25,14 @@ pub struct Args {
     #[arg(long)]
     count: u64,
     /// Folder of PNG files, or a file that ends in .npz or .parquet
-    #[arg(long)]
+    #[arg(long, value_parser = set_path)]
     out: PathBuf,
-    /// balanced, random, null, or class numbers or names in turn, e.g. cat,owl
+    /// Write the latents instead of decoding them, to an .npz: f32 (N, C, h, w) in the autoencoder's
+    /// own units; no autoencoder is needed
+    #[arg(long)]
+    latents: bool,
+    /// balanced, random, null, or class numbers or names in turn, e.g. cat,owl; a name that has a
+    /// comma in double quotes
     #[arg(long, default_value = "balanced")]
     labels: String,
     /// Classifier-free guidance scale
@@ -36,7 +41,8 @@ pub struct Args {
     /// dopri5, euler, midpoint, heun or sde (Euler-Maruyama); ddim or ddpm for flow.method = "dit"
     #[arg(long, value_parser = solver_name)]
     solver: Option<SolverName>,
-    /// Steps of a fixed-step solver
+    /// Steps of a fixed-step solver over the whole of time; the start of each segment that lies
+    /// between two of them makes one more
     #[arg(long)]
     steps: Option<usize>,
     /// Replace one value of the sample section, e.g. rtol=1e-4 or diffusion=linear
@@ -63,6 +69,11 @@ pub struct Args {
     force: bool,
 }
 
+fn set_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    Output::from_path(&path, Compression::Deflate).map(|_| path).map_err(|e| e.to_string())
+}
+
 fn solver_name(text: &str) -> Result<SolverName, String> {
     serde_json::from_value(json!(text))
         .map_err(|_| "dopri5, euler, midpoint, heun, sde, ddim or ddpm".into())
@@ -86,13 +97,22 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let what = format!("sample.batch = {}", config.batch);
     memory::check(&what, (latents as u64).saturating_mul(config.batch as u64), &context.device)?;
     let share = Worker::detect(args.shard, &environment)?;
-    let autoencoder = Autoencoder::open(&args.autoencoder(&checkpoint)?, &context.device)?;
-    let generator = Generator::new(&checkpoint, autoencoder, &config, &context.device, args.force)?;
+    let output = match (Output::from_path(&args.out, Compression::Deflate)?, args.latents) {
+        (output, false) => output,
+        (Output::Npz(path, _), true) => Output::Latents(path),
+        _ => bail!("--latents: --out must be a file that ends in .npz"),
+    };
+    let autoencoder = match args.latents {
+        true => Autoencoder::Pixel,
+        false => Autoencoder::open(&args.autoencoder(&checkpoint)?, &context.device)?,
+    };
+    let forced = args.force || args.latents;
+    let generator = Generator::new(&checkpoint, autoencoder, &config, &context.device, forced)?;
     let job = Job {
         count: args.count,
         shard: (share.worker.index, share.worker.count),
         labels: Labels::parse(&args.labels, &checkpoint.card.classes)?,
-        output: Output::from_path(&args.out, Compression::Deflate),
+        output,
     };
     let origin = json!(std::fs::canonicalize(&args.checkpoint)?);
     let mut bar: Option<Bar> = None;

@@ -15,6 +15,8 @@ use crate::left_out::LeftOut;
 /// Names that tell a folder made by lapflow: a dataset's table, an ingest output's settings, a
 /// run's metrics, a sample set's job. Such a folder below a source is not part of it.
 pub(super) const MADE_HERE: [&str; 4] = ["_delta_log", "ingest.json", "metrics.jsonl", "job.json"];
+/// Files of lapflow's own beside images, which are not counted.
+const OUR_FILES: [&str; 3] = ["ingest.json", "skipped.jsonl", "job.json"];
 /// What a folder of those is called where it is counted.
 pub(super) const MADE_HERE_WORDS: &str = "folders made by lapflow";
 
@@ -28,18 +30,44 @@ pub(super) struct FolderListing {
     pub(super) left_out: LeftOut,
 }
 
-/// All image files and archives under `root`, in no particular order. Links are followed; names
-/// that start with a dot are passed over, and folders below `root` that lapflow made. A file whose
-/// name does not tell is an image if its first bytes are those of one.
+/// The image files under `folder`, sorted, and what else there is. Links are followed, but not to
+/// a folder that they are in; hidden files are passed over; a file whose name does not tell is an
+/// image if its first bytes are those of one.
+///
+/// # Errors
+/// [`IngestError::Source`] if a folder cannot be listed.
+pub fn image_files(folder: &Path) -> Result<(Vec<PathBuf>, LeftOut)> {
+    let FolderListing { images, archives, mut left_out } = walk(folder, usize::MAX, |_| true)?;
+    archives.iter().for_each(|(key, _)| left_out.add(ending(key)));
+    let path = |image: Listed| match image.location {
+        Location::Path(path) => path.into_path_buf(),
+        _ => folder.join(image.key),
+    };
+    let mut files: Vec<PathBuf> = images.into_iter().map(path).collect();
+    files.sort();
+    Ok((files, left_out))
+}
+
+/// All image files and archives under `root`, in no particular order, as [`image_files`] finds them,
+/// but for folders below `root` that lapflow made.
 pub(super) fn list(root: &Path, entries_max: usize) -> Result<FolderListing> {
+    let is_made_here = |entry: &fs::DirEntry| MADE_HERE.iter().any(|&m| entry.file_name() == m);
+    walk(root, entries_max, |entries| !entries.iter().any(is_made_here))
+}
+
+/// The files under `root`, in the folders below it that `belongs` lets in by their entries.
+fn walk(
+    root: &Path,
+    entries_max: usize,
+    belongs: impl Fn(&[fs::DirEntry]) -> bool,
+) -> Result<FolderListing> {
     let mut listing = FolderListing::default();
     let mut folders = vec![(root.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = folders.pop() {
         let failed = |error: io::Error| IngestError::source(folder.display(), error);
         let entries = fs::read_dir(&folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.map_err(failed)?;
-        let is_made_here = |entry: &fs::DirEntry| MADE_HERE.iter().any(|&m| entry.file_name() == m);
-        if !prefix.is_empty() && entries.iter().any(is_made_here) {
+        if !prefix.is_empty() && !belongs(&entries) {
             listing.left_out.add(MADE_HERE_WORDS);
             continue;
         }
@@ -51,6 +79,8 @@ pub(super) fn list(root: &Path, entries_max: usize) -> Result<FolderListing> {
             }
             if is_folder(&entry, &folder).map_err(failed)? {
                 folders.push((path, format!("{key}/")));
+            } else if path.is_dir() {
+                listing.left_out.add("links to a folder that they are in");
             } else if is_image(&name) || (is_unclear(&name) && starts_like_an_image(&path)) {
                 let leads_there = path.strip_prefix(root).is_ok_and(|own| own == Path::new(&key));
                 let location = match leads_there {
@@ -60,7 +90,7 @@ pub(super) fn list(root: &Path, entries_max: usize) -> Result<FolderListing> {
                 listing.images.push(Listed::new(key, location));
             } else if ArchiveFormat::of(&name).is_some() {
                 listing.archives.push((key, path));
-            } else if key != DATASET_JSON {
+            } else if key != DATASET_JSON && !OUR_FILES.contains(&name.as_str()) {
                 listing.left_out.add(ending(&name));
             }
             let count = listing.images.len() + listing.archives.len();

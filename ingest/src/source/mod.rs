@@ -38,6 +38,7 @@ use crate::decode::Limits;
 use crate::error::{IngestError, Result};
 use crate::left_out::LeftOut;
 
+pub use self::folder::image_files;
 pub use self::survey::{Opened, Pick, Piece, Survey};
 
 /// An opened source: its sorted listing, and the threads that decode its images.

@@ -14,4 +14,5 @@ mod set;
 pub use npz::{Compression, NpzImages, NpzWriter};
 pub use partial::Partial;
 pub use pixels::{Rounding, to_pixels};
+pub(crate) use set::RECORD;
 pub use set::{ImageSet, SetContent};

@@ -40,6 +40,15 @@ impl Element {
         }
     }
 
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::U8 => 1,
+            Element::F32 => 4,
+            Element::I64 | Element::F64 => 8,
+        }
+    }
+
     fn parse(code: &str) -> Option<Self> {
         [Element::U8, Element::I64, Element::F32, Element::F64]
             .into_iter()

@@ -26,44 +26,39 @@ pub struct NpzWriter {
     zip: ZipWriter<Partial>,
     options: SimpleFileOptions,
     path: PathBuf,
-    image_bytes: usize,
+    item_bytes: usize,
     expected: usize,
     written: usize,
 }
 
 impl NpzWriter {
-    /// Starts a set of exactly `count` images.
+    /// Starts a set of exactly `count` items of `shape`: `[height, width, 3]` in U8 of images.
     ///
     /// # Errors
     /// When the file cannot be made.
     pub fn create(
         path: &Path,
         count: usize,
-        (height, width): (usize, usize),
+        element: Element,
+        shape: &[usize],
         compression: Compression,
     ) -> Result<Self> {
         let options = options(compression);
         let mut zip = ZipWriter::new(Partial::create(path)?);
-        let header = Header { element: Element::U8, shape: vec![count, height, width, 3] };
+        let item_bytes = element.bytes() * shape.iter().product::<usize>();
+        let header = Header { element, shape: [&[count], shape].concat() };
         zip.start_file("arr_0.npy", options).map_err(|e| SampleError::file(path, e))?;
         header.write(&mut zip).map_err(|e| SampleError::file(path, e))?;
-        Ok(Self {
-            zip,
-            options,
-            path: path.to_path_buf(),
-            image_bytes: height * width * 3,
-            expected: count,
-            written: 0,
-        })
+        Ok(Self { zip, options, path: path.to_path_buf(), item_bytes, expected: count, written: 0 })
     }
 
-    /// Appends one image's RGB `pixels`.
+    /// Appends one item: an image's RGB `pixels`, interleaved, or other elements in C order.
     ///
     /// # Errors
     /// For an image of another size or beyond the count, and when the disk is full.
     pub fn push(&mut self, pixels: &[u8]) -> Result<()> {
-        if pixels.len() != self.image_bytes {
-            let (actual, wanted) = (pixels.len(), self.image_bytes);
+        if pixels.len() != self.item_bytes {
+            let (actual, wanted) = (pixels.len(), self.item_bytes);
             let reason = format!("image {} has {actual} bytes, not {wanted}", self.written);
             return Err(SampleError::file(&self.path, reason));
         }

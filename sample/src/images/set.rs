@@ -3,7 +3,7 @@
 use super::NpzImages;
 use super::parquet::ParquetImages;
 use crate::error::{Result, SampleError};
-use lapflow_ingest::{Format, Limits, RgbImage, decode};
+use lapflow_ingest::{Format, LeftOut, Limits, RgbImage, decode, image_files};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -12,13 +12,17 @@ use std::path::{Path, PathBuf};
 /// Files that are decoded at once.
 const DECODE_FILES: usize = 64;
 
-/// Folders inside folders that are searched.
-const DEPTH_MAX: usize = 16;
+/// The file in a folder of samples that says what they are of.
+pub(crate) const RECORD: &str = "job.json";
+
+/// The format of WebP files that lose nothing.
+const LOSSLESS_WEBP: &str = "lossless WebP";
 
 /// A set of images on disk, all of one size.
 pub struct ImageSet {
     path: PathBuf,
     kind: Kind,
+    left_out: LeftOut,
 }
 
 enum Kind {
@@ -38,6 +42,8 @@ pub struct SetContent {
     pub height: u32,
     /// Images in each file format.
     pub formats: BTreeMap<String, usize>,
+    /// What else a folder holds.
+    pub left_out: LeftOut,
 }
 
 impl ImageSet {
@@ -45,16 +51,22 @@ impl ImageSet {
     /// file with an `image` column.
     ///
     /// # Errors
-    /// When there is nothing at `path`, nothing in it, or something else.
+    /// When there is nothing at `path`, nothing in it, something else, or a set that its job has
+    /// not finished.
     pub fn open(path: &Path) -> Result<Self> {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let mut left_out = LeftOut::default();
         let kind = if path.is_dir() {
-            let mut files = Vec::new();
-            list(path, DEPTH_MAX, &mut files)?;
-            files.sort();
+            let files;
+            (files, left_out) = image_files(path).map_err(|e| SampleError::file(path, e))?;
             if files.is_empty() {
-                return Err(SampleError::file(path, "holds no .png, .jpg, .jpeg or .webp files"));
+                let reason = match left_out.is_empty() {
+                    true => "holds no images".to_string(),
+                    false => format!("holds no images, but {left_out}"),
+                };
+                return Err(SampleError::file(path, reason));
             }
+            check_finished(path, files.len())?;
             Kind::Folder(files)
         } else if !path.exists() {
             return Err(SampleError::file(path, "does not exist"));
@@ -65,7 +77,7 @@ impl ImageSet {
         } else {
             return Err(SampleError::file(path, "is no folder, .npz or .parquet file"));
         };
-        Ok(Self { path: path.to_path_buf(), kind })
+        Ok(Self { path: path.to_path_buf(), kind, left_out })
     }
 
     /// How many images there are, without looking at them.
@@ -87,8 +99,8 @@ impl ImageSet {
         batch: usize,
         each: &mut dyn FnMut(&[RgbImage]) -> Result<()>,
     ) -> Result<SetContent> {
-        let mut batches =
-            Batches { each, batch, pending: Vec::new(), content: SetContent::default() };
+        let content = SetContent { left_out: self.left_out, ..SetContent::default() };
+        let mut batches = Batches { each, batch, pending: Vec::new(), content };
         match self.kind {
             Kind::Folder(files) => {
                 for files in files.chunks(DECODE_FILES) {
@@ -162,21 +174,24 @@ impl Batches<'_> {
 
 fn decoded(bytes: &[u8], name: impl Fn() -> String) -> Result<(RgbImage, String)> {
     let image = decode(bytes, &Limits::default());
-    let format = Format::sniff(bytes).map(|format| format.to_string());
+    let format = Format::sniff(bytes).map(|format| match (format, bytes.get(12..16)) {
+        (Format::WebP, Some(b"VP8L")) => LOSSLESS_WEBP.to_string(),
+        _ => format.to_string(),
+    });
     image.and_then(|image| Ok((image, format?))).map_err(|e| SampleError::file(name(), e))
 }
 
-fn list(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|e| SampleError::file(folder, e))? {
-        let path = entry.map_err(|e| SampleError::file(folder, e))?.path();
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
-        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-        let image = extension.is_some_and(|e| ["png", "jpg", "jpeg", "webp"].contains(&e.as_str()));
-        if path.is_dir() && !hidden && depth > 0 {
-            list(&path, depth - 1, files)?;
-        } else if image && !hidden {
-            files.push(path);
+/// Refuses a folder that holds fewer images than the job that is filling it is to draw.
+fn check_finished(folder: &Path, images: usize) -> Result<()> {
+    let path = folder.join(RECORD);
+    let Ok(bytes) = std::fs::read(&path) else { return Ok(()) };
+    let record: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|e| SampleError::file(&path, e))?;
+    match record["count"].as_u64() {
+        Some(count) if count > images as u64 => {
+            let reason = format!("holds {images} of the {count} images that its {RECORD} says");
+            Err(SampleError::file(folder, format!("{reason}: the job has not finished")))
         }
+        _ => Ok(()),
     }
-    Ok(())
 }

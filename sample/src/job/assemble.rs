@@ -1,8 +1,9 @@
 //! From a complete folder of PNG files to one file.
 
-use super::{Job, Output, image_path};
+use super::{Job, Output};
 use crate::error::{Result, SampleError};
 use crate::generator::Generator;
+use crate::images::npy::{Element, Header};
 use crate::images::parquet::{ImageRow, ParquetWriter};
 use crate::images::{Compression, NpzWriter};
 use lapflow_ingest::{Limits, RgbImage, decode};
@@ -13,13 +14,14 @@ use std::path::Path;
 /// Returns whether the set is complete. Two workers that finish together may both make the file;
 /// the files are equal and each is renamed whole.
 pub(super) fn if_complete(job: &Job, generator: &Generator, folder: &Path) -> Result<bool> {
-    if !(0..job.count).all(|index| image_path(folder, index).exists()) {
+    if !(0..job.count).all(|index| job.output.part(folder, index).exists()) {
         return Ok(job.output.is_finished());
     }
     let made = match &job.output {
         Output::Folder(_) => return Ok(true),
         Output::Npz(path, compression) => npz(job, generator, folder, path, *compression),
         Output::Parquet(path) => parquet(job, generator, folder, path),
+        Output::Latents(path) => latents(job, generator, folder, path),
     };
     // Another worker may have made the file and removed the folder meanwhile.
     if made.is_err() && job.output.is_finished() {
@@ -42,13 +44,43 @@ fn npz(
     let mut writer: Option<NpzWriter> = None;
     let mut labels = Vec::new();
     for index in 0..job.count {
-        let image = read(&image_path(folder, index))?;
-        let size = (image.height as usize, image.width as usize);
+        let image = read(&job.output.part(folder, index))?;
+        let size = [image.height as usize, image.width as usize, 3];
         let writer = match &mut writer {
             Some(writer) => writer,
-            None => writer.insert(NpzWriter::create(path, job.count as usize, size, compression)?),
+            None => writer.insert(NpzWriter::create(
+                path,
+                job.count as usize,
+                Element::U8,
+                &size,
+                compression,
+            )?),
         };
         writer.push(&image.pixels)?;
+        labels.extend(job.request(generator, index).label.map(i64::from));
+    }
+    let labels = (labels.len() as u64 == job.count).then_some(&labels[..]);
+    writer.map_or(Ok(()), |writer| writer.finish(labels))
+}
+
+fn latents(job: &Job, generator: &Generator, folder: &Path, path: &Path) -> Result<()> {
+    let mut writer: Option<NpzWriter> = None;
+    let mut labels = Vec::new();
+    for index in 0..job.count {
+        let file = job.output.part(folder, index);
+        let bytes = std::fs::read(&file).map_err(|e| SampleError::file(&file, e))?;
+        let mut data = bytes.as_slice();
+        let header = Header::read(&mut data).map_err(|e| SampleError::file(&file, e))?;
+        let writer = match &mut writer {
+            Some(writer) => writer,
+            None => {
+                let (count, stored) = (job.count as usize, Compression::Stored);
+                let created =
+                    NpzWriter::create(path, count, header.element, &header.shape, stored)?;
+                writer.insert(created)
+            }
+        };
+        writer.push(data)?;
         labels.extend(job.request(generator, index).label.map(i64::from));
     }
     let labels = (labels.len() as u64 == job.count).then_some(&labels[..]);
@@ -58,7 +90,7 @@ fn npz(
 fn parquet(job: &Job, generator: &Generator, folder: &Path, path: &Path) -> Result<()> {
     let mut writer = ParquetWriter::create(path)?;
     for index in 0..job.count {
-        let file = image_path(folder, index);
+        let file = job.output.part(folder, index);
         let image = std::fs::read(&file).map_err(|e| SampleError::file(&file, e))?;
         let label = job.request(generator, index).label;
         writer.push(ImageRow {

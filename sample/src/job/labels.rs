@@ -23,7 +23,8 @@ pub enum Labels {
 }
 
 impl Labels {
-    /// `balanced`, `random`, `null`, or names or numbers of `classes`, separated by commas.
+    /// `balanced`, `random`, `null`, or names or numbers of `classes`, separated by commas; a name
+    /// that has a comma itself stands alone, or in double quotes.
     ///
     /// # Errors
     /// Names the item that is no class.
@@ -38,7 +39,16 @@ impl Labels {
             "balanced" => Ok(Self::Balanced),
             "random" => Ok(Self::Random),
             "null" => Ok(Self::Null),
-            list => list.split(',').map(class).collect::<Result<_>>().map(Self::Given),
+            name if classes.iter().any(|class| class == name) => {
+                class(name).map(|label| Self::Given(vec![label]))
+            }
+            list => {
+                let mut reader = csv::ReaderBuilder::new();
+                let reader = reader.has_headers(false).from_reader(list.as_bytes());
+                let record = reader.into_records().next().unwrap_or_else(|| Ok(Default::default()));
+                let record = record.map_err(|e| SampleError::setting("labels", e.to_string()))?;
+                record.iter().map(class).collect::<Result<_>>().map(Self::Given)
+            }
         }
     }
 
@@ -77,6 +87,12 @@ mod tests {
         let random = Labels::Random;
         let count = |class| (0..3000).filter(|i| random.label(4, *i, 3) == Some(class)).count();
         assert!((0..3).all(|class| (900..1100).contains(&count(class))));
+        let fishes = ["tench, Tinca tinca", "goldfish"].map(String::from);
+        for (text, labels) in
+            [("tench, Tinca tinca", vec![0]), ("goldfish,\"tench, Tinca tinca\"", vec![1, 0])]
+        {
+            assert_eq!(Labels::parse(text, &fishes).unwrap(), Labels::Given(labels), "{text}");
+        }
         let error = Labels::parse("cat,dog", &classes).unwrap_err().to_string();
         assert!(error.contains("no class `dog`"), "{error}");
     }

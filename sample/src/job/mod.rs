@@ -14,10 +14,13 @@ pub use labels::Labels;
 use crate::error::{Result, SampleError};
 use crate::generator::{Generator, Request};
 use crate::images::Compression;
+use crate::images::npy::{Element, Header};
 use crate::images::png::write_png;
+use crate::images::{Partial, RECORD};
 use crate::segments::SegmentCost;
 use candle_core::Tensor;
 use serde_json::{Value, json};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -25,6 +28,24 @@ use std::time::Instant;
 
 /// Batches of latents that wait for the decoder.
 const QUEUE_BATCHES_MAX: usize = 1;
+
+/// Endings of files that a set is not written as, so that no folder is made of such a name.
+const OTHER_FILES: [&str; 14] = [
+    "zip",
+    "tar",
+    "gz",
+    "png",
+    "jpg",
+    "jpeg",
+    "webp",
+    "gif",
+    "npy",
+    "pt",
+    "pth",
+    "safetensors",
+    "h5",
+    "csv",
+];
 
 /// A set of images to draw.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +69,9 @@ pub enum Output {
     Npz(PathBuf, Compression),
     /// Rows of id, label, seed and PNG bytes.
     Parquet(PathBuf),
+    /// An `.npz` of latents, not decoded: `arr_0` f32 (N, C, h, w) in the autoencoder's own units, as
+    /// datasets store them.
+    Latents(PathBuf),
 }
 
 /// How far a job is.
@@ -79,19 +103,29 @@ pub struct LevelCost {
 }
 
 impl Output {
-    /// `DIR`, `FILE.npz` or `FILE.parquet`, by its extension.
-    pub fn from_path(path: &Path, compression: Compression) -> Self {
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("npz") => Self::Npz(path.into(), compression),
-            Some("parquet") => Self::Parquet(path.into()),
-            _ => Self::Folder(path.into()),
+    /// `DIR`, `FILE.npz` or `FILE.parquet`, by its ending in any case.
+    ///
+    /// # Errors
+    /// For an ending of files of other kinds.
+    pub fn from_path(path: &Path, compression: Compression) -> Result<Self> {
+        let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+        match ending.as_deref() {
+            Some("npz") => Ok(Self::Npz(path.into(), compression)),
+            Some("parquet") => Ok(Self::Parquet(path.into())),
+            Some(other) if OTHER_FILES.contains(&other) => {
+                let reason = "sets are folders, .npz or .parquet files";
+                Err(SampleError::file(path, reason))
+            }
+            _ => Ok(Self::Folder(path.into())),
         }
     }
 
     /// The set itself.
     pub fn path(&self) -> &Path {
         match self {
-            Self::Folder(path) | Self::Npz(path, _) | Self::Parquet(path) => path,
+            Self::Folder(path) | Self::Npz(path, _) | Self::Parquet(path) | Self::Latents(path) => {
+                path
+            }
         }
     }
 
@@ -99,16 +133,40 @@ impl Output {
     fn folder(&self) -> PathBuf {
         match self {
             Self::Folder(path) => path.clone(),
-            Self::Npz(path, _) | Self::Parquet(path) => beside(path, ".parts"),
+            _ => beside(self.path(), ".parts"),
         }
     }
 
     /// The file that says what the set is of.
     fn record(&self) -> PathBuf {
         match self {
-            Self::Folder(path) => path.join("job.json"),
-            Self::Npz(path, _) | Self::Parquet(path) => beside(path, ".json"),
+            Self::Folder(path) => path.join(RECORD),
+            _ => beside(self.path(), ".json"),
         }
+    }
+
+    /// The file of one image, in `folder`.
+    fn part(&self, folder: &Path, index: u64) -> PathBuf {
+        let ending = if matches!(self, Self::Latents(_)) { "npy" } else { "png" };
+        folder.join(format!("{index:06}.{ending}"))
+    }
+
+    /// Refuses a folder that holds anything before this job has begun in it.
+    fn check_own(&self) -> Result<()> {
+        let folder = self.folder();
+        let Ok(entries) = std::fs::read_dir(&folder) else { return Ok(()) };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        // Looked for last: another worker of this job may have begun meanwhile.
+        let Some(first) = names.first().filter(|_| !self.record().exists()) else { return Ok(()) };
+        let (count, record) = (names.len(), self.record());
+        let reason = format!(
+            "holds {count} files that are not of this job ({first}, ..) and no {}: name an empty \
+             folder",
+            record.file_name().unwrap_or_default().display()
+        );
+        Err(SampleError::file(folder, reason))
     }
 
     fn is_finished(&self) -> bool {
@@ -140,6 +198,7 @@ impl Job {
         if self.output.is_finished() && !record.exists() {
             return Err(SampleError::file(self.output.path(), "exists and is not of this job"));
         }
+        self.output.check_own()?;
         record::claim(&record, &self.record(generator, origin)?)?;
         let begin = Instant::now();
         let total = (worker..self.count).step_by(workers as usize).count() as u64;
@@ -152,11 +211,11 @@ impl Job {
         let folder = self.output.folder();
         let missing: Vec<Request> = (worker..self.count)
             .step_by(workers as usize)
-            .filter(|index| !image_path(&folder, *index).exists())
+            .filter(|index| !self.output.part(&folder, *index).exists())
             .map(|index| self.request(generator, index))
             .collect();
         state.found = state.total - missing.len() as u64;
-        draw(generator, &missing, &folder, stop, &mut |count, costs| {
+        draw(generator, &missing, &self.output, stop, &mut |count, costs| {
             state.drawn += count;
             state.seconds = begin.elapsed().as_secs_f64();
             state.add(costs);
@@ -178,10 +237,14 @@ impl Job {
         if let Some(settings) = sample.as_object_mut() {
             settings.remove("batch"); // an image does not depend on it
         }
-        Ok(json!({
+        let mut record = json!({
             "lapflow": env!("CARGO_PKG_VERSION"), "count": self.count, "labels": self.labels,
             "sample": sample, "checkpoint": generator.card(), "origin": origin,
-        }))
+        });
+        if matches!(self.output, Output::Latents(_)) {
+            record["latents"] = json!(true);
+        }
+        Ok(record)
     }
 }
 
@@ -222,7 +285,7 @@ type Latents<'a> = (&'a [Request], Tensor, Vec<SegmentCost>);
 fn draw(
     generator: &Generator,
     requests: &[Request],
-    folder: &Path,
+    output: &Output,
     stop: &AtomicBool,
     written: &mut dyn FnMut(u64, &[SegmentCost]),
 ) -> Result<()> {
@@ -230,7 +293,7 @@ fn draw(
         let (to_decoder, latents) = sync_channel::<Latents>(QUEUE_BATCHES_MAX);
         let (to_caller, costs) = sync_channel(requests.len().max(1));
         let decoder = scope.spawn(move || {
-            write_all(generator, latents, folder, |count, cost| {
+            write_all(generator, latents, output, |count, cost| {
                 // The caller may have failed and gone; its own error is the one to report.
                 let _ = to_caller.send((count, cost));
             })
@@ -257,14 +320,23 @@ fn draw(
 fn write_all(
     generator: &Generator,
     latents: Receiver<Latents>,
-    folder: &Path,
+    output: &Output,
     mut written: impl FnMut(u64, Vec<SegmentCost>),
 ) -> Result<()> {
+    let folder = output.folder();
     for (batch, latents, cost) in latents {
+        if matches!(output, Output::Latents(_)) {
+            let raw = generator.raw(&latents)?;
+            for (i, request) in batch.iter().enumerate() {
+                write_latent(&output.part(&folder, request.index), &raw.get(i)?)?;
+            }
+            written(batch.len() as u64, cost);
+            continue;
+        }
         let images = generator.decode(&latents)?;
         let (_, _, height, width) = images.dims4()?;
         for (request, pixels) in batch.iter().zip(generator.pixels(&images)?) {
-            let path = image_path(folder, request.index);
+            let path = output.part(&folder, request.index);
             write_png(&path, (width as u32, height as u32), &pixels)?;
         }
         written(batch.len() as u64, cost);
@@ -272,8 +344,17 @@ fn write_all(
     Ok(())
 }
 
-fn image_path(folder: &Path, index: u64) -> PathBuf {
-    folder.join(format!("{index:06}.png"))
+/// Writes a latent `(c, h, w)` as an f32 array.
+fn write_latent(path: &Path, latent: &Tensor) -> Result<()> {
+    let values: Vec<f32> = latent.flatten_all()?.to_vec1()?;
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let header = Header { element: Element::F32, shape: latent.dims().to_vec() };
+    let mut file = Partial::create(path)?;
+    header
+        .write(&mut file)
+        .and_then(|()| file.write_all(&bytes))
+        .map_err(|e| SampleError::file(path, e))?;
+    file.keep()
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

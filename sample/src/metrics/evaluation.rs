@@ -231,6 +231,10 @@ fn warnings(samples: &Summary, reference: &Summary) -> Vec<String> {
         if side.content.as_ref().is_some_and(|content| lossy(&content)) {
             warnings.push(format!("{source}: holds lossy files, which move Frechet distances"));
         }
+        if let Some(content) = side.content.as_ref().filter(|content| !content.left_out.is_empty())
+        {
+            warnings.push(format!("{source}: left out: {}", content.left_out));
+        }
     }
     let size =
         |side: &Summary| side.content.as_ref().map(|content| (content.width, content.height));

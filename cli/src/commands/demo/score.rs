@@ -86,7 +86,8 @@ pub fn distances(images: &Path, samples: &[DynamicImage]) -> Result<[Evaluation;
             };
             each(&pictures.iter().map(rgb).collect::<Vec<_>>())?;
             let formats = [("rendered".to_string(), pictures.len())].into();
-            Ok(SetContent { images: pictures.len(), width: size, height: size, formats })
+            let images = pictures.len();
+            Ok(SetContent { images, width: size, height: size, formats, ..SetContent::default() })
         };
         let (path, mut silent) = (Path::new(name), |_| ());
         let set = Summary::of_batches(path, &extractor, needs, &mut silent, feed)?;

@@ -56,13 +56,19 @@ async fn make(uri: &str, posterior: Posterior, views: i8) {
     shard.commit().await.unwrap();
 }
 
-fn lapflow(arguments: &[&str]) {
+/// Whether the command succeeded, and what it said.
+fn dataset(arguments: &[&str]) -> (bool, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_lapflow"))
         .args(["dataset"])
         .args(arguments)
         .output()
         .unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).trim().to_string())
+}
+
+fn lapflow(arguments: &[&str]) {
+    let (succeeded, said) = dataset(arguments);
+    assert!(succeeded, "{arguments:?}: {said}");
 }
 
 fn near(found: &[f32], expected: &[f32]) {
@@ -157,4 +163,52 @@ fn fast_dit_round_trip() {
         let label = std::fs::read(out.join("imagenet256_labels/4.npy")).unwrap();
         assert_eq!(label[label.len() - 8..], 1i64.to_le_bytes());
     });
+}
+
+/// Latents as fast-DiT leaves them, with what an import makes of them.
+#[test]
+fn imports_name_what_is_missing_and_carry_classes_and_autoencoder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(make(&path("from"), Posterior::Sample, 1));
+    lapflow(&["export", &path("from"), "--layout", "fast-dit", "--out", &path("out")]);
+    // Of images of another size the folders are called otherwise.
+    for part in ["features", "labels"] {
+        let name = |size: u32| folder.path().join(format!("out/imagenet{size}_{part}"));
+        std::fs::rename(name(256), name(512)).unwrap();
+    }
+    let import = |to: &str, more: &[&str]| {
+        let (to, out) = (path(to), path("out"));
+        let fixed = ["import", &to, "--layout", "fast-dit", "--from", &out];
+        dataset(&[&fixed[..], more].concat())
+    };
+    let open = |name: &str| runtime.block_on(Dataset::open(&path(name))).unwrap();
+
+    let (succeeded, said) = import("plain", &[]);
+    assert!(
+        succeeded && said.contains("labels go up to 2") && said.contains("--classes 3"),
+        "{said}"
+    );
+    let (succeeded, said) = import("named", &["--classes", "3", "--autoencoder", "builtin"]);
+    assert!(succeeded, "{said}");
+    let named = open("named");
+    assert_eq!((named.rows(), named.metadata().classes.len()), (COUNT as u64, 3));
+    assert_eq!(named.metadata().autoencoder["architecture"], "kl");
+    // The same again changes nothing: what is there is complete.
+    assert!(import("named", &["--classes", "3", "--autoencoder", "builtin"]).0);
+    assert_eq!(open("named").version(), named.version());
+    let (succeeded, said) = import("named", &["--classes", "4"]);
+    assert!(!succeeded && said.ends_with("holds a dataset already, of other latents than these"));
+
+    std::fs::write(folder.path().join("names.txt"), "\u{feff}ant\nbee\r\n").unwrap();
+    let (succeeded, said) = import("few", &["--classes", &path("names.txt")]);
+    assert!(!succeeded && said.ends_with("label 2 is beyond the 2 classes of --classes"), "{said}");
+    let (succeeded, said) = import("pixel", &["--autoencoder", "pixel"]);
+    assert!(!succeeded && said.ends_with("makes latents of 3 channels, these have 4"), "{said}");
+
+    std::fs::remove_file(folder.path().join("out/imagenet512_features/2.npy")).unwrap();
+    let (succeeded, said) = import("gap", &[]);
+    assert!(!succeeded && said.ends_with("2.npy' is missing, and 6.npy is there"), "{said}");
+    assert!(!folder.path().join("gap").exists());
 }

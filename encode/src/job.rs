@@ -85,15 +85,29 @@ impl Draft {
         &self.metadata
     }
 
+    /// Whether an empty `dataset` is of another job, and not of a watcher, which plans no images.
+    async fn may_replace(&self, dataset: &Dataset) -> Result<bool> {
+        let plan = read_plan(dataset).await?;
+        let watched = plan.as_ref().is_some_and(|plan| plan.images == 0);
+        let planned = plan.is_none_or(|plan| same(dataset, "plan.", &plan, &self.plan).is_ok());
+        let ours = planned && same(dataset, "", dataset.metadata(), &self.metadata).is_ok();
+        Ok(!watched && !ours)
+    }
+
     /// Creates the dataset at `uri`, or joins the one that an equal job created.
     ///
     /// # Errors
     /// [`EncodeError::Differs`] where the dataset there was made from another listing, or with
-    /// another autoencoder, preprocessing or pyramid.
+    /// another autoencoder, preprocessing or pyramid, and holds a shard: one that holds none, which
+    /// a job left that came to nothing, is made anew.
     pub async fn attach(self, uri: &str) -> Result<Job> {
         let dataset = match Dataset::create(uri, &self.metadata).await {
             Err(StoreError::Exists { .. }) => Dataset::open(uri).await?,
             created => created?,
+        };
+        let dataset = match dataset.shards().len() == 0 && self.may_replace(&dataset).await? {
+            true => dataset.recreate(&self.metadata).await?,
+            false => dataset,
         };
         same(&dataset, "", dataset.metadata(), &self.metadata)?;
         let planned = match read_plan(&dataset).await? {
@@ -183,8 +197,10 @@ impl Job {
             }
         };
         let run = Run::new(&self.dataset, &self.encoder, &self.config, stop, &skip_limit);
-        let works = self.assign(worker, &dataset, &mut run.stats()).into_iter();
-        run.drive(stream::iter(works.map(|shard| self.work(shard))), progress).await?;
+        let lost = self.lost(&dataset).await?;
+        let works = self.assign(worker, &dataset, &lost, &mut run.stats()).into_iter();
+        let works = works.map(|shard| self.work(shard, lost.contains(&shard)));
+        run.drive(stream::iter(works), progress).await?;
         let skipped = self.skips(&self.dataset.refresh().await?);
         if skipped > self.skips_max() {
             let last = format!("they are listed beside the table, in {}", skips::FOLDER);
@@ -194,10 +210,30 @@ impl Job {
         Ok(stats)
     }
 
-    /// The shards that fall to `worker` and are not in `dataset`.
-    fn assign(&self, worker: Worker, dataset: &Dataset, stats: &mut EncodeStats) -> Vec<u64> {
+    /// The shards of the plan that `dataset` names and whose files are lost, ascending.
+    async fn lost(&self, dataset: &Dataset) -> Result<Vec<u64>> {
+        let names = dataset.lost().await?;
+        for shard in &names {
+            tracing::warn!(shard, "its file is lost, and encoded once more");
+        }
+        let mut lost: Vec<u64> =
+            names.iter().filter_map(|name| self.plan.shard_number(name)).collect();
+        lost.sort_unstable();
+        Ok(lost)
+    }
+
+    /// The shards that fall to `worker` and are not in `dataset`, or are `lost`.
+    fn assign(
+        &self,
+        worker: Worker,
+        dataset: &Dataset,
+        lost: &[u64],
+        stats: &mut EncodeStats,
+    ) -> Vec<u64> {
         let plan = &self.plan;
-        let missing = plan.missing(dataset);
+        let mut missing = plan.missing(dataset);
+        missing.extend(lost);
+        missing.sort_unstable();
         let assigned: Vec<u64> = plan.shards_of(worker.index, worker.count).collect();
         let todo: Vec<u64> =
             assigned.iter().copied().filter(|shard| missing.binary_search(shard).is_ok()).collect();
@@ -207,12 +243,13 @@ impl Job {
         todo
     }
 
-    fn work(&self, shard: u64) -> Work {
+    fn work(&self, shard: u64, lost: bool) -> Work {
         Work {
             shard: self.plan.shard_name(shard),
             source: Arc::clone(&self.source),
             order: self.permutation.shard(shard),
             skips: Vec::new(),
+            lost,
         }
     }
 

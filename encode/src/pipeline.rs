@@ -34,6 +34,8 @@ pub(crate) struct Work {
     pub order: Vec<usize>,
     /// Images of the shard that are known not to be there.
     pub skips: Vec<SkipRecord>,
+    /// Whether the table has it already and its file is lost.
+    pub lost: bool,
 }
 
 /// What travels between stages: a part of a shard, or its end.
@@ -118,7 +120,7 @@ impl<'a> Run<'a> {
         let mut works = pin!(works);
         while let Some(work) = works.next().await {
             self.stats().read = output.clock.lap(Lap::Starved);
-            if self.dataset.is_committed(&work.shard).await? {
+            if !work.lost && self.dataset.is_committed(&work.shard).await? {
                 self.stats().shards_present += 1;
             } else if !self.read_shard(work, &mut output).await? {
                 break;
@@ -251,6 +253,7 @@ impl<'a> Run<'a> {
                 stats.rows_committed += rows;
             }
             Commit::AlreadyDone => stats.shards_present += 1,
+            Commit::Restored => stats.shards_restored += 1,
         }
         Ok(())
     }

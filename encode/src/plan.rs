@@ -89,7 +89,7 @@ impl Plan {
     }
 
     /// The shard committed under `name`, if it is one of this plan's.
-    fn shard_number(&self, name: &str) -> Option<u64> {
+    pub(crate) fn shard_number(&self, name: &str) -> Option<u64> {
         name.parse().ok().filter(|&shard| shard < self.shards && self.shard_name(shard) == name)
     }
 

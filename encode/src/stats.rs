@@ -14,6 +14,8 @@ pub struct EncodeStats {
     pub shards_present: u64,
     /// Shards this run committed.
     pub shards_committed: u64,
+    /// Shards of the table whose files were lost, and that this run put back.
+    pub shards_restored: u64,
     /// Rows of the assigned shards that were not present at the start, if nothing is skipped.
     pub rows_assigned: u64,
     /// Rows encoded, also those of a shard that was then abandoned.

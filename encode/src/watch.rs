@@ -354,6 +354,7 @@ impl Follower<'_> {
             order: (0..source.entries().len()).collect(),
             source: Arc::new(source),
             skips: missing.into_iter().map(vanished).collect(),
+            lost: false,
         })
     }
 }

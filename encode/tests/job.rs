@@ -241,3 +241,39 @@ async fn missing_shards_are_listed_for_a_job_array() {
     fixture.run("latents", Worker::ALONE).await.unwrap();
     assert_eq!(missing().await.array_expression(), "");
 }
+
+#[tokio::test]
+async fn a_lost_shard_is_encoded_once_more_and_an_empty_table_is_in_nobodys_way() {
+    let mut fixture = Fixture::new(40, 0);
+    fixture.run("latents", Worker::ALONE).await.unwrap();
+    let rows = fixture.rows("latents").await;
+    let data = fixture.folder.path().join("latents/data");
+    for file in std::fs::read_dir(&data).unwrap().take(2) {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let again = fixture.run("latents", Worker::ALONE).await.unwrap();
+    assert_eq!((again.shards_restored, again.shards_committed, again.shards_present), (2, 0, 4));
+    assert_eq!(fixture.rows("latents").await, rows);
+    let whole = fixture.run("latents", Worker::ALONE).await.unwrap();
+    assert_eq!((whole.shards_restored, whole.rows_encoded), (0, 0));
+
+    // A first try whose labels name no class of any image commits nothing.
+    let labels = fixture.folder.path().join("labels.csv");
+    let file = |index: usize| format!("{}/{index:03}", ["ash", "birch", "cedar"][index % 3]);
+    let write = |label: fn(usize) -> &'static str| {
+        let lines = (0..40).map(|index| format!("{},{}\n", file(index), label(index)));
+        std::fs::write(&labels, lines.collect::<String>()).unwrap();
+    };
+    fixture.ingest.labels = Some(labels.clone());
+    fixture.ingest.skip_fraction_max = 0.0;
+    write(|index| if index == 0 { "oak" } else { "" });
+    let error = fixture.run("second", Worker::ALONE).await.unwrap_err();
+    assert!(matches!(error, EncodeError::TooManySkips { .. }), "{error}");
+    write(|index| if index % 2 == 0 { "even" } else { "odd" });
+    let stats = fixture.run("second", Worker::ALONE).await.unwrap();
+    assert_eq!(stats.rows_committed, 40);
+    // One that holds rows is another matter.
+    write(|index| if index % 2 == 0 { "one" } else { "two" });
+    let error = fixture.run("second", Worker::ALONE).await.unwrap_err();
+    assert!(matches!(error, EncodeError::Differs { .. }), "{error}");
+}

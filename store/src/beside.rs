@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::location::on_runtime;
 
 /// Folder of the files, within the table's root.
-const FOLDER: &str = "_lapflow";
+pub(crate) const FOLDER: &str = "_lapflow";
 
 impl Dataset {
     /// The content of the file `name` beside the table, if there is one.

@@ -5,16 +5,19 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use delta_kernel::SnapshotRef;
+use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
 use parquet::file::metadata::ParquetMetaData;
 
+use crate::beside::FOLDER as BESIDE;
 use crate::cache::DiskCache;
 use crate::error::{Result, StoreError};
-use crate::location::{Location, RETRIES_MAX, backoff, blocking};
+use crate::location::{Location, RETRIES_MAX, backoff, blocking, on_runtime};
 use crate::metadata::{FORMAT_VERSION, Metadata};
 use crate::schema::arrow_schema;
 use crate::shard::ShardSummary;
 use crate::statistics::Statistics;
-use crate::table::{DataFile, Table};
+use crate::table::{CREATION_PROPERTY, DataFile, Table, creation_of};
 use crate::writer::{ShardOptions, ShardWriter};
 
 /// Table property with the format's version, read before anything else is interpreted.
@@ -58,6 +61,7 @@ impl Dataset {
         let properties = [
             (VERSION_PROPERTY, metadata.format_version.to_string()),
             (METADATA_PROPERTY, json),
+            (CREATION_PROPERTY, format!("{:032x}", rand::random::<u128>())),
             ("delta.appendOnly", "true".to_string()),
             ("delta.enableExpiredLogCleanup", "false".to_string()),
             ("delta.dataSkippingStatsColumns", "id,label".to_string()),
@@ -95,6 +99,49 @@ impl Dataset {
         let (location, table) = (self.inner.location.clone(), self.inner.table.clone());
         let found = Self::load(location, table, Some(version)).await?;
         Ok(Self { cache: self.cache.clone(), ..found })
+    }
+
+    /// Makes the dataset anew with `metadata`, where it holds no shard: what a job left that came to
+    /// nothing is in nobody's way. Where another has done so meanwhile, that one is opened. A writer
+    /// that still works for the old one cannot commit into the new.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] where it holds a shard by now.
+    pub async fn recreate(&self, metadata: &Metadata) -> Result<Self> {
+        let newest = self.refresh().await?;
+        if newest.shards().len() > 0 {
+            return Err(StoreError::Exists { uri: self.uri().to_string() });
+        }
+        if newest.creation() != self.creation() {
+            return Ok(newest);
+        }
+        // The log first: without one there is no table.
+        for folder in ["_delta_log", BESIDE] {
+            self.remove_folder(folder).await?;
+        }
+        match Self::create(self.uri(), metadata).await {
+            Err(StoreError::Exists { .. }) => Self::open(self.uri()).await,
+            created => created,
+        }
+    }
+
+    async fn remove_folder(&self, folder: &str) -> Result<()> {
+        let (store, path) = (Arc::clone(&self.location().store), self.location().path(folder));
+        let prefix = path.clone();
+        on_runtime(async move {
+            let files: Vec<_> = store.list(Some(&prefix)).try_collect().await?;
+            for file in files {
+                store.delete(&file.location).await?;
+            }
+            Ok(())
+        })
+        .await
+        .map_err(|error| self.location().failed("deleting", &path, error))
+    }
+
+    /// What tells this table from one that is made in its place.
+    pub(crate) fn creation(&self) -> Option<&str> {
+        creation_of(&self.inner.snapshot)
     }
 
     /// The same dataset, read through `cache`, and so all that is made of it.

@@ -5,6 +5,12 @@ use std::sync::Arc;
 /// An error of this crate; `Display` is one sentence naming the table, file, shard or row.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
+    /// A table that was made anew while a writer worked for the one before.
+    #[error("dataset '{uri}' was made anew by another job meanwhile; nothing of this one is in it")]
+    Replaced {
+        /// The dataset.
+        uri: String,
+    },
     /// The dataset's address cannot be understood or its storage cannot be set up.
     #[error("dataset address '{uri}' cannot be used: {reason}")]
     Address {

@@ -24,6 +24,8 @@ use crate::shard::{ShardSummary, transaction_id};
 
 /// What commits name as their author.
 const ENGINE_INFO: &str = concat!("lapflow/", env!("CARGO_PKG_VERSION"));
+/// Table property that is drawn anew for each table.
+pub(crate) const CREATION_PROPERTY: &str = "lapflow.creation";
 /// Commits after which the log is condensed into a checkpoint.
 const CHECKPOINT_COMMITS: u64 = 50;
 /// Commits that may be lost to other writers in a row before giving up.
@@ -42,6 +44,14 @@ pub(crate) struct DataFile {
     pub summary: ShardSummary,
 }
 
+impl DataFile {
+    /// Whether `other` holds the same bytes, by their lengths and checksums.
+    pub fn is_of_the_same_bytes(&self, other: &Self) -> bool {
+        let (a, b) = (&self.summary, &other.summary);
+        (self.size, a.footer_crc, &a.row_groups) == (other.size, b.footer_crc, &b.row_groups)
+    }
+}
+
 /// How a commit ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Commit {
@@ -52,6 +62,9 @@ pub enum Commit {
     },
     /// The shard was in the table already; nothing was added.
     AlreadyDone,
+    /// The shard was in the table already and its file was lost: this one, of the same bytes, is in
+    /// its place.
+    Restored,
 }
 
 /// A handle on a table's log.
@@ -165,12 +178,21 @@ impl Table {
     /// Each attempt looks for the transaction in the newest version and then claims the next one
     /// with a conditional put, so among any number of writers exactly one succeeds. After an
     /// error of unknown outcome the next attempt's look finds what happened.
-    pub fn commit(&self, file: &DataFile, modified_ms: i64) -> Result<Commit> {
+    ///
+    /// `creation` is that of the table which the file was written for: one that was made anew since
+    /// is another's.
+    pub fn commit(
+        &self,
+        file: &DataFile,
+        modified_ms: i64,
+        creation: Option<&str>,
+    ) -> Result<Commit> {
         let mut failures = 0;
         for attempt in 0..COMMIT_ATTEMPTS_MAX {
-            match self.try_commit(file, modified_ms, attempt > 0) {
+            match self.try_commit(file, modified_ms, creation, attempt > 0) {
                 Ok(Some(outcome)) => return Ok(outcome),
                 Ok(None) => {}
+                Err(error @ StoreError::Replaced { .. }) => return Err(error),
                 Err(error) if failures < RETRIES_MAX => {
                     failures += 1;
                     tracing::warn!(%error, shard = file.summary.shard, "commit failed, once more");
@@ -193,9 +215,13 @@ impl Table {
         &self,
         file: &DataFile,
         modified_ms: i64,
+        creation: Option<&str>,
         attempted: bool,
     ) -> Result<Option<Commit>> {
         let snapshot = self.snapshot(None)?;
+        if creation_of(&snapshot) != creation {
+            return Err(StoreError::Replaced { uri: self.location.url.to_string() });
+        }
         if self.is_committed(&snapshot, &file.summary.shard)? {
             return self.whose(&snapshot, file, attempted).map(Some);
         }
@@ -268,6 +294,11 @@ impl Table {
     fn log_text(&self, reason: String) -> StoreError {
         StoreError::Log { uri: self.location.url.to_string(), reason }
     }
+}
+
+/// What tells a table from one that was made in its place, where it says so.
+pub(crate) fn creation_of(snapshot: &SnapshotRef) -> Option<&str> {
+    snapshot.metadata_configuration().get(CREATION_PROPERTY).map(String::as_str)
 }
 
 /// The part of an Add action's `stats` that is ours.

@@ -1,6 +1,6 @@
 //! Checks a whole dataset against its log, and removes files the log does not name.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::metadata::Row;
 use crate::scan::read_rows;
 use crate::schema::payload_columns;
 use crate::statistics::LevelSums;
+use crate::table::DataFile;
 
 /// Relative difference of sums that still counts as equal: decimal text may cost the last bit.
 const SUM_TOLERANCE: f64 = 1e-12;
@@ -52,6 +53,19 @@ impl Dataset {
         found.orphans =
             orphans.iter().map(|orphan| self.location().address(&orphan.location)).collect();
         Ok(found)
+    }
+
+    /// Shards that the log names and whose files are not there, or not of the size that they had.
+    /// A look at the listing: nothing is read.
+    ///
+    /// # Errors
+    /// [`StoreError::Storage`] where the files cannot be listed.
+    pub async fn lost(&self) -> Result<Vec<String>> {
+        let there: HashMap<_, _> =
+            self.listed().await?.into_iter().map(|meta| (meta.location, meta.size)).collect();
+        let is_lost =
+            |file: &&DataFile| there.get(&self.location().path(&file.path)) != Some(&file.size);
+        Ok(self.files().iter().filter(is_lost).map(|file| file.summary.shard.clone()).collect())
     }
 
     async fn verify_size(&self, file: usize) -> Result<()> {
@@ -154,16 +168,22 @@ impl Dataset {
     }
 
     async fn orphans(&self) -> Result<Vec<ObjectMeta>> {
+        let path = |file: &DataFile| self.location().path(&file.path);
+        let known: HashSet<_> = self.files().iter().map(path).collect();
+        let listed = self.listed().await?;
+        Ok(listed.into_iter().filter(|meta| !known.contains(&meta.location)).collect())
+    }
+
+    /// The files under `data/`.
+    async fn listed(&self) -> Result<Vec<ObjectMeta>> {
         let location = self.location().clone();
-        let known: HashSet<_> = self.files().iter().map(|file| location.path(&file.path)).collect();
         let folder = location.path("data");
         let listed: std::result::Result<Vec<_>, _> = on_runtime({
             let folder = folder.clone();
             async move { location.store.list(Some(&folder)).try_collect().await }
         })
         .await;
-        let listed = listed.map_err(|error| self.location().failed("listing", &folder, error))?;
-        Ok(listed.into_iter().filter(|meta| !known.contains(&meta.location)).collect())
+        listed.map_err(|error| self.location().failed("listing", &folder, error))
     }
 
     /// The storage's time in milliseconds since 1970: this machine's clock may be wrong.

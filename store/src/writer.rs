@@ -123,7 +123,8 @@ impl ShardWriter {
     /// Completes the file and commits it, once, whoever else writes the same shard.
     ///
     /// Where another writer came first its rows stand, this file is removed and the answer is
-    /// [`Commit::AlreadyDone`].
+    /// [`Commit::AlreadyDone`]; where the file of those rows is lost and this one is the same to the
+    /// byte, it takes its place ([`Commit::Restored`]).
     pub async fn commit(mut self) -> Result<Commit> {
         if !self.pending.is_empty() {
             self.flush_group().await?;
@@ -162,14 +163,14 @@ impl ShardWriter {
         };
         let table = self.dataset.table().clone();
         let modified_ms = meta.last_modified.timestamp_millis();
-        let outcome = blocking(move || table.commit(&file, modified_ms)).await?;
-        if outcome == Commit::AlreadyDone {
-            let removed = on_runtime(async move { location.store.delete(&path).await }).await;
-            if let Err(error) = removed {
-                tracing::warn!(file = %self.path, %error, "superfluous shard file not removed");
-            }
+        let creation = self.dataset.creation().map(str::to_owned);
+        let committed = file.clone();
+        let outcome =
+            blocking(move || table.commit(&committed, modified_ms, creation.as_deref())).await?;
+        match outcome {
+            Commit::AlreadyDone => restore(&self.dataset, &file).await,
+            outcome => Ok(outcome),
         }
-        Ok(outcome)
     }
 
     fn accept(&mut self, row: &Row) -> std::result::Result<(), String> {
@@ -231,6 +232,34 @@ impl ShardWriter {
             ))
         })
     }
+}
+
+/// Puts `file` into the place of the one that the log names for its shard, where that is lost, and
+/// removes it otherwise.
+async fn restore(dataset: &Dataset, file: &DataFile) -> Result<Commit> {
+    let newest = dataset.refresh().await?;
+    let lost = newest.lost().await?.contains(&file.summary.shard);
+    let theirs = newest.files().iter().find(|one| one.summary.shard == file.summary.shard);
+    let (location, ours) = (dataset.location().clone(), file.path.clone());
+    let from = location.path(&ours);
+    if let Some(theirs) = theirs.filter(|_| lost) {
+        if !theirs.is_of_the_same_bytes(file) {
+            let reason = "it is lost, and what was encoded now has other bytes than it had: \
+                          encode into another dataset";
+            return Err(StoreError::corrupt(&theirs.path, "its place", reason));
+        }
+        let to = location.path(&theirs.path);
+        let (store, target) = (Arc::clone(&location.store), to.clone());
+        on_runtime(async move { store.rename(&from, &target).await })
+            .await
+            .map_err(|error| location.failed("writing", &to, error))?;
+        return Ok(Commit::Restored);
+    }
+    let removed = on_runtime(async move { location.store.delete(&from).await }).await;
+    if let Err(error) = removed {
+        tracing::warn!(file = ours, %error, "superfluous shard file not removed");
+    }
+    Ok(Commit::AlreadyDone)
 }
 
 /// Encodes rows as Parquet, handing out the bytes of each row group as it is complete.

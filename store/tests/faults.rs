@@ -227,3 +227,47 @@ async fn a_full_disk_ends_in_one_sentence_and_a_later_writer_completes_the_set()
     assert!(writer(dataset.uri(), "").status().unwrap().success());
     assert_eq!(read_all(dataset.uri()).await.unwrap().len(), 300);
 }
+
+#[tokio::test]
+async fn a_lost_file_is_told_and_put_back_by_whoever_writes_its_shard_again() {
+    let (folder, dataset) = dataset(2, 40).await;
+    assert!(dataset.lost().await.unwrap().is_empty());
+    let files = data_files(&folder.path().join("set"));
+    let whole = std::fs::read(&files[1]).unwrap();
+    std::fs::remove_file(&files[1]).unwrap();
+    assert_eq!(dataset.lost().await.unwrap(), ["00001"]);
+
+    // Other rows under the shard's name are not what the log says.
+    let error = write_shard(&dataset, "00001", 0..40).await.unwrap_err().to_string();
+    assert!(error.contains("it is lost, and what was encoded now has other bytes"), "{error}");
+    assert_eq!(write_shard(&dataset, "00001", 40..80).await.unwrap(), Commit::Restored);
+    assert_eq!(std::fs::read(&files[1]).unwrap(), whole);
+    assert!(dataset.verify().await.unwrap().problems.is_empty());
+
+    // A file that was cut is lost as well.
+    std::fs::write(&files[0], b"PAR1").unwrap();
+    assert_eq!(dataset.lost().await.unwrap(), ["00000"]);
+    assert_eq!(write_shard(&dataset, "00000", 0..40).await.unwrap(), Commit::Restored);
+    assert_eq!(write_shard(&dataset, "00000", 0..40).await.unwrap(), Commit::AlreadyDone);
+    assert!(dataset.verify().await.unwrap().problems.is_empty());
+}
+
+#[tokio::test]
+async fn an_empty_table_gives_way_and_its_writers_commit_nowhere() {
+    let (_folder, dataset) = dataset(0, 40).await;
+    let metadata = Metadata { classes: vec!["other".into()], ..dataset.metadata().clone() };
+    dataset.write_beside("plan.json", "{}").await.unwrap();
+    let anew = dataset.recreate(&metadata).await.unwrap();
+    assert_eq!(anew.metadata(), &metadata);
+    assert_eq!(anew.read_beside("plan.json").await.unwrap(), None);
+    // Whoever comes late finds the new one.
+    let late = dataset.recreate(&metadata).await.unwrap();
+    assert_eq!(late.version(), 0);
+
+    let error = write_shard(&dataset, "00000", 0..40).await.unwrap_err();
+    assert!(matches!(error, StoreError::Replaced { .. }), "{error}");
+    assert_eq!(anew.refresh().await.unwrap().rows(), 0);
+    write_shard(&anew, "00000", 0..40).await.unwrap();
+    let error = anew.recreate(&metadata).await.unwrap_err();
+    assert!(matches!(error, StoreError::Exists { .. }), "{error}");
+}

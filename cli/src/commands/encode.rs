@@ -122,6 +122,9 @@ fn encode_shown(
             stats.seconds,
             stats.skips(),
         ));
+        if stats.shards_restored > 0 {
+            eprintln!("encode: {} lost shards were made again", stats.shards_restored);
+        }
         say_unturned("encode", stats.images_unturned, "data.exif_orientation = true");
         Ok(stats)
     })

@@ -19,6 +19,14 @@ if answer=$("$lapflow" --device cuda:0 flops --preset demo 2>&1); then
   echo "cuda:0 opened without a driver"; exit 1
 fi
 echo "without a driver: $answer"
+"$lapflow" flops --preset demo >/dev/null
+# Any other answer than that there is no GPU (100) ends a command that did not ask for the CPU.
+auto() { EMU_FAIL=$1 LD_LIBRARY_PATH=$scratch "$lapflow" flops --preset demo 2>&1; }
+auto 100 >/dev/null
+for code in 2 803; do
+  if answer=$(auto $code); then echo "--device auto passed over error $code"; exit 1; fi
+  echo "with error $code: $answer"
+done
 
 doctor() { # LIBRARIES ORDER: threads ascending (0), descending (1), shuffled (2)
   EMU_ORDER=$2 LD_LIBRARY_PATH=$1 "$lapflow" --device cuda:0 doctor --seconds 0 --seed $RANDOM

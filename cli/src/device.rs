@@ -38,20 +38,39 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
+            Self::Auto if !cuda_is_available() => Ok(Device::Cpu),
             Self::Auto => {
-                let number = local_rank();
-                let gpu = match Device::new_cuda_with_stream(number) {
-                    // Where a launcher shows each process its own GPU alone, that is the first.
-                    Err(_) if number > 0 => Device::new_cuda_with_stream(0),
-                    gpu => gpu,
-                };
-                Ok(gpu.unwrap_or(Device::Cpu))
+                // Where a launcher shows each process its own GPU alone, that is the first.
+                let number = if gpus() == 1 { 0 } else { local_rank() };
+                match Device::new_cuda_with_stream(number) {
+                    Ok(gpu) => Ok(gpu),
+                    // Any other answer is a fault to mend, and no reason to compute for days on a CPU.
+                    Err(error) if error.to_string().contains(NO_GPU) => Ok(Device::Cpu),
+                    Err(error) => bail!(
+                        "cuda:{number}: {} (--device cpu computes without it)",
+                        reason(&error.to_string())
+                    ),
+                }
             }
             Self::Cuda(number) if cuda_is_available() => Device::new_cuda_with_stream(number)
                 .map_err(|error| anyhow!("cuda:{number}: {}", reason(&error.to_string()))),
             Self::Cuda(number) => bail!("cuda:{number}: this lapflow was built without CUDA"),
         }
     }
+}
+
+/// What the driver answers where there is no GPU, and what stands in for it where there is no driver.
+const NO_GPU: &str = "NO_DEVICE";
+
+/// GPUs that this process sees; 0 where that cannot be told.
+fn gpus() -> usize {
+    #[cfg(feature = "cuda")]
+    {
+        use candle_core::cuda_backend::cudarc::driver::CudaContext;
+        CudaContext::device_count().map_or(0, |count| count as usize)
+    }
+    #[cfg(not(feature = "cuda"))]
+    0
 }
 
 /// What the driver answered, without the backtrace that Candle puts below it.

@@ -95,7 +95,8 @@ static void await(Event *event) {
 static void *at(Pointer pointer) { return reinterpret_cast<void *>(pointer); }
 
 extern "C" {
-int cuInit(unsigned) { return SUCCESS; }
+// With EMU_FAIL=CODE the driver answers so to everything: too old, without its library, out of memory.
+int cuInit(unsigned) { return getenv("EMU_FAIL") ? atoi(getenv("EMU_FAIL")) : SUCCESS; }
 int cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
 int cuGetErrorName(int, const char **name) { *name = "EMULATION"; return SUCCESS; }
 int cuGetErrorString(int, const char **text) { *text = "refused by the emulated driver"; return SUCCESS; }

@@ -491,8 +491,11 @@ async fn columns_of_labels_become_classes_or_are_refused() {
     assert!(error.ends_with("a class is called `y` in it, `x` in those before"), "{error}");
 }
 
-/// A tar whose members are written by hand: kind, name, target of a link, content.
-fn tar_of(members: &[(tar::EntryType, &[u8], &[u8], &[u8])]) -> Vec<u8> {
+/// Kind, name, target of a link, content.
+type Member<'a> = (tar::EntryType, &'a [u8], &'a [u8], &'a [u8]);
+
+/// A tar whose members are written by hand.
+fn tar_of(members: &[Member]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (kind, name, target, content) in members {
         let mut header = tar::Header::new_gnu();

@@ -57,8 +57,40 @@ pub fn conv2d(
     }
 }
 
-/// The same by Candle's channels-first convolution.
+/// Elements that a launch of Candle's kernels may count: they do so in 32 bits.
+const LAUNCH_ELEMENTS_MAX: u64 = 1 << 31;
+
+/// The same by Candle's channels-first convolution, so many images at a time as a launch can count.
 pub(super) fn conv2d_candle(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: ConvGeometry,
+) -> Result<Tensor> {
+    let images = ConvShape::new(x, weight, geometry)?.images_a_launch()?;
+    conv2d_parts(x, weight, bias, geometry, images)
+}
+
+/// The same of at most so many `images` at a time.
+fn conv2d_parts(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: ConvGeometry,
+    images: usize,
+) -> Result<Tensor> {
+    let batch = x.dim(0)?;
+    if batch <= images {
+        return conv2d_images(x, weight, bias, geometry);
+    }
+    let parts = (0..batch).step_by(images).map(|start| {
+        let part = x.narrow(0, start, images.min(batch - start))?;
+        conv2d_images(&part, weight, bias, geometry)
+    });
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+}
+
+fn conv2d_images(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -123,6 +155,30 @@ impl ConvShape {
             stride,
             pad_before,
         })
+    }
+
+    /// Images of which no launch of Candle's convolution counts more than [`LAUNCH_ELEMENTS_MAX`]
+    /// elements: those of the patches, the largest of all.
+    ///
+    /// # Errors
+    /// When one image alone has more than 32 bits can count.
+    fn images_a_launch(&self) -> Result<usize> {
+        let product = |sizes: &[usize]| sizes.iter().map(|&size| size as u64).product::<u64>();
+        let [kernel_height, kernel_width] = self.kernel;
+        let window = kernel_height * kernel_width;
+        let out = [self.height_out, self.width_out];
+        let patches = product(&[out[0], out[1], self.channels_in, window]);
+        let largest = patches.max(product(&[out[0], out[1], self.channels_out]));
+        if largest > u64::from(u32::MAX) {
+            bail!(
+                "conv2d: an image of {}x{} in {} channels has more patches than 32 bits count: cut it \
+                 (autoencoder.tiling, --tile)",
+                self.height,
+                self.width,
+                self.channels_in
+            );
+        }
+        Ok((LAUNCH_ELEMENTS_MAX / largest.max(1)).max(1) as usize)
     }
 
     /// The convolution that carries this one's gradient back to its input: the kernel is turned by
@@ -360,6 +416,43 @@ mod tests {
             }
         }
         assert!(gradients > 28, "{gradients} of 56 compared");
+    }
+
+    /// The SD-VAE's widest layer at full size, 256 channels of 3x3 windows.
+    #[test]
+    fn no_launch_counts_beyond_32_bits() {
+        let images = |side: usize, channels_in: usize| {
+            let shape = ConvShape {
+                batch: 64,
+                height: side,
+                width: side,
+                channels_in,
+                height_out: side,
+                width_out: side,
+                channels_out: 128,
+                kernel: [3, 3],
+                stride: 1,
+                pad_before: [1, 1],
+            };
+            shape.images_a_launch().map_err(|error| error.to_string())
+        };
+        assert_eq!(images(256, 256), Ok(14));
+        assert_eq!(images(512, 256), Ok(3));
+        // Beyond half of what 32 bits count, one at a time.
+        assert_eq!(images(1024, 256), Ok(1));
+        assert!(images(2048, 256).unwrap_err().contains("2048x2048 in 256 channels"));
+        assert!(images(8, 3).unwrap() > 64);
+    }
+
+    #[test]
+    fn images_in_parts_are_the_images_together() {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        let (x, weight) = (random(&mut rng, &[5, 9, 8, 3]), random(&mut rng, &[4, 3, 3, 3]));
+        let geometry = ConvGeometry::same([3, 3]);
+        let parts = |images| conv2d_parts(&x, &weight, None, geometry, images).unwrap();
+        for images in [1, 2, 5] {
+            assert_close(&format!("{images} at a time"), &parts(images), &parts(64));
+        }
     }
 
     #[test]

@@ -15,8 +15,8 @@ use {
 
 /// Copies tensors to a device; to a GPU on a stream of its own, while another computes.
 ///
-/// f32 tensors go through pinned memory, which is kept for the next tensor of the same size. Work on
-/// the device's own stream that takes such a tensor waits for its copy by cudarc's events.
+/// f32 tensors go through pinned memory, which is kept for the next tensor of the same size. Work that
+/// the device's own stream is given after an upload waits for its copy.
 pub struct Upload {
     device: Device,
     #[cfg(feature = "cuda")]
@@ -79,6 +79,8 @@ impl CudaUpload {
         // SAFETY: the copy fills all of it.
         let mut copy = unsafe { self.stream.alloc::<f32>(count) }.w()?;
         self.stream.memcpy_htod(&*pinned, &mut copy).w()?;
+        // Not every way to read a slice waits for the stream that wrote it.
+        self.device.cuda_stream().join(&self.stream).w()?;
         let storage = CudaStorage::wrap_cuda_slice(copy, self.device.clone());
         Ok(Tensor::from_storage(Storage::Cuda(storage), tensor.shape(), BackpropOp::none(), false))
     }
@@ -171,6 +173,9 @@ impl CudaDownload {
         };
         let (storage, layout) = tensor.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else { bail!("download: not on a GPU") };
+        // The copy would wait for what has been recorded as a write of this memory, and a kernel's
+        // output that was passed by shared reference is recorded as read: wait for the whole stream.
+        self.stream.join(&storage.device.cuda_stream()).w()?;
         let start = layout.start_offset();
         let values = storage.as_cuda_slice::<f32>()?.slice(start..start + count);
         self.stream.memcpy_dtoh(&values, &mut pinned).w()?;

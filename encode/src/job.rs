@@ -90,11 +90,13 @@ impl Draft {
     /// # Errors
     /// [`EncodeError::Differs`] where the dataset there was made from another listing, or with
     /// another autoencoder, preprocessing or pyramid.
-    pub async fn attach(self, uri: &str) -> Result<Job> {
+    pub async fn attach(mut self, uri: &str) -> Result<Job> {
         let dataset = match Dataset::create(uri, &self.metadata).await {
             Err(StoreError::Exists { .. }) => Dataset::open(uri).await?,
             created => created?,
         };
+        let recorded = &dataset.metadata().autoencoder;
+        self.metadata.autoencoder = self.encoder.identity_beside(recorded);
         same(&dataset, "", dataset.metadata(), &self.metadata)?;
         let planned = match read_plan(&dataset).await? {
             Some(plan) => plan,

@@ -40,10 +40,22 @@ fn main() -> ExitCode {
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lapflow: {error:#}");
+            eprintln!("lapflow: {}", without_backtrace(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Candle's errors carry a backtrace in their text where `RUST_BACKTRACE` is set: its lines say nothing
+/// to those who read them here.
+fn without_backtrace(text: &str) -> String {
+    let is_frame = |line: &&str| {
+        let indented = line.trim_start();
+        let number = indented.split_once(": ").map(|(number, _)| number);
+        indented.len() < line.len()
+            && (indented.starts_with("at ") || number.is_some_and(|n| n.parse::<u32>().is_ok()))
+    };
+    text.lines().filter(|line| !is_frame(line)).collect::<Vec<_>>().join("\n")
 }
 
 /// Lets the threads of Candle's elementwise pool sleep when idle. They spin by default, on cores
@@ -70,4 +82,16 @@ fn keep_pages() {
     // SAFETY: mimalloc.h declares it so, and it may be called at any time; the number is of the
     // version that the workspace pins.
     unsafe { mi_option_set_default(PURGE_DELAY, NEVER) }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_tensor_error_comes_without_its_backtrace() {
+        let text = "shape mismatch in cat\n   0: candle_core::error::Error::bt\n             at \
+                    /src/error.rs:264:25\n  10: main\nin run";
+        assert_eq!(super::without_backtrace(text), "shape mismatch in cat\nin run");
+        let text = "a.toml, line 3: expected\n  | 12: x";
+        assert_eq!(super::without_backtrace(text), text);
+    }
 }

@@ -3,7 +3,11 @@
 //! A picture of 8x8 pixels is a grey value plus vertical stripes; both have two modes, so that the
 //! pair has four. The grey lives in the coarse level of a pyramid, the stripes in the fine one.
 
+use candle_core::{DType, Device};
 use image::{GrayImage, ImageReader, Luma};
+use lapflow_model::Params;
+use lapflow_model::autoencoder::{KlConfig, KlNetwork};
+use lapflow_model::weights::Weights;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::path::Path;
 use std::process::Command;
@@ -176,6 +180,35 @@ fn a_published_dit_becomes_a_checkpoint_to_sample_from() {
         lapflow(&[["sample", &dit, "--count", "3", "--out", &out].as_slice(), &how].concat());
         assert_eq!(read(Path::new(&out)).0.len(), 3);
     }
+}
+
+/// What the shapes of an autoencoder do not tell is in the header afterwards.
+#[test]
+fn a_converted_autoencoder_keeps_its_description() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name).display().to_string();
+    let [vae, description] = ["diffusion_pytorch_model.safetensors", "config.json"].map(at);
+    let architecture = KlConfig {
+        block_out_channels: vec![8, 16],
+        layers_per_block: 1,
+        norm_num_groups: 4,
+        ..KlConfig::default()
+    };
+    let built = |scope: &_| KlNetwork::new(scope, &architecture);
+    let (_, params) = Params::init(1, DType::F32, &Device::Cpu, built).unwrap();
+    let tensors = params.iter().map(|(name, var)| (name.to_owned(), var.as_tensor().clone()));
+    Weights::write(&vae, &tensors.collect(), &Default::default()).unwrap();
+    let described = |path: &str| KlConfig::stated(&Weights::read(path).unwrap()).unwrap().unwrap();
+    let out = at("keyed.safetensors");
+    lapflow(&["convert", &vae, &out, "--groups", "4", "--scale", "0.3", "--shift", "-0.1"]);
+    let keyed = described(&out);
+    assert_eq!((keyed.scaling_factor, keyed.shift_factor), (Some(0.3), -0.1));
+    std::fs::write(description, r#"{"norm_num_groups": 2, "scaling_factor": 0.7}"#).unwrap();
+    let out = at("described.safetensors");
+    lapflow(&["convert", &root.path().display().to_string(), &out]);
+    let description = described(&out);
+    assert_eq!((description.norm_num_groups, keyed.norm_num_groups), (2, 4));
+    assert_eq!((description.scaling_factor, description.shift_factor), (Some(0.7), 0.0));
 }
 
 /// As README has it, but for a second instead of a minute.

@@ -67,6 +67,8 @@ impl Encoder {
         size: usize,
     ) -> Result<Self> {
         let identity = autoencoder.identity();
+        // The dataset records the scale, which training may want.
+        identity.normalization()?;
         let (factor, channels) = (identity.factor, identity.channels);
         let divisor = factor << (config.levels - 1);
         if !size.is_multiple_of(divisor) {
@@ -115,6 +117,11 @@ impl Encoder {
     /// Identity of the autoencoder, as datasets record it.
     pub(crate) fn identity(&self) -> serde_json::Value {
         serde_json::to_value(self.autoencoder.identity()).expect("an identity is plain data")
+    }
+
+    /// [`Encoder::identity`] in the words of a dataset that records `recorded`.
+    pub(crate) fn identity_beside(&self, recorded: &serde_json::Value) -> serde_json::Value {
+        self.autoencoder.identity().beside(recorded)
     }
 
     /// A way to the device and back.

@@ -100,13 +100,18 @@ impl Draft {
     /// [`EncodeError::Differs`] where the dataset there was made from another listing, or with
     /// another autoencoder, preprocessing or pyramid, and holds a shard: one that holds none, which
     /// a job left that came to nothing, is made anew.
-    pub async fn attach(self, uri: &str) -> Result<Job> {
+    pub async fn attach(mut self, uri: &str) -> Result<Job> {
         let dataset = match Dataset::create(uri, &self.metadata).await {
             Err(StoreError::Exists { .. }) => Dataset::open(uri).await?,
             created => created?,
         };
+        let fresh = self.metadata.clone();
+        self.metadata.autoencoder = self.encoder.identity_beside(&dataset.metadata().autoencoder);
         let dataset = match dataset.shards().len() == 0 && self.may_replace(&dataset).await? {
-            true => dataset.recreate(&self.metadata).await?,
+            true => {
+                self.metadata = fresh;
+                dataset.recreate(&self.metadata).await?
+            }
             false => dataset,
         };
         same(&dataset, "", dataset.metadata(), &self.metadata)?;

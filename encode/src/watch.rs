@@ -77,6 +77,7 @@ impl Watch {
             opened => opened?,
         };
         metadata.classes = dataset.metadata().classes.clone();
+        metadata.autoencoder = encoder.identity_beside(&dataset.metadata().autoencoder);
         same(&dataset, "", dataset.metadata(), &metadata)?;
         // A dataset that is watched from its beginning has a plan of nothing, so that no job can
         // give it another one.

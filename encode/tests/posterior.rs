@@ -9,16 +9,17 @@ use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device, Tensor};
 use common::{Fixture, rows};
-use lapflow_encode::Job;
+use lapflow_encode::{Draft, Job};
 use lapflow_model::Params;
 use lapflow_model::autoencoder::{
     Autoencoder, AutoencoderConfig, KlConfig, KlNetwork, WeightsSource,
 };
 use lapflow_model::weights::Weights;
-use lapflow_store::{Dtype, LevelSpec, Posterior, Row, Worker};
+use lapflow_store::{Dataset, Dtype, LevelSpec, Posterior, Row, Worker};
 
-/// An autoencoder of factor 2 with 4 latent channels, written to `folder` and read back.
-fn autoencoder(folder: &Path) -> Arc<Autoencoder> {
+/// An autoencoder of factor 2 with 4 latent channels, written to `folder` and read back as one of so
+/// many groups.
+fn autoencoder(folder: &Path, groups: usize) -> Arc<Autoencoder> {
     let config =
         KlConfig { block_out_channels: vec![32, 32], layers_per_block: 1, ..KlConfig::default() };
     let (_, params) =
@@ -27,12 +28,17 @@ fn autoencoder(folder: &Path) -> Arc<Autoencoder> {
         params.iter().map(|(name, var)| (name.to_owned(), var.as_tensor().clone())).collect();
     let path = folder.join("vae.safetensors");
     Weights::write(&path, &tensors, &BTreeMap::new()).unwrap();
-    let config = AutoencoderConfig { weights: WeightsSource::File(path), ..Default::default() };
+    let config = AutoencoderConfig {
+        weights: WeightsSource::File(path),
+        groups: Some(groups),
+        scale: Some(0.5),
+        ..Default::default()
+    };
     Arc::new(Autoencoder::open(&config, &Device::Cpu).unwrap())
 }
 
 async fn encode(fixture: &Fixture, name: &str) -> Vec<Row> {
-    let autoencoder = autoencoder(fixture.folder.path());
+    let autoencoder = autoencoder(fixture.folder.path(), 32);
     let uri = fixture.uri(name);
     let job = Job::open(&fixture.ingest, &fixture.encode, autoencoder, &Device::Cpu, &uri);
     let stats = job.await.unwrap().run(Worker::ALONE, &AtomicBool::new(false), &mut |_| {}).await;
@@ -90,4 +96,26 @@ async fn draws_follow_the_moments_and_depend_on_the_image_and_view_alone() {
     for (index, row) in halves.iter().enumerate() {
         assert!(halves[..index].iter().all(|other| other != row), "two rows share their noise");
     }
+}
+
+/// Groups decide the latents and are no part of the weights: workers that differ in them are refused.
+/// A dataset from before they were recorded is gone on with.
+#[tokio::test]
+async fn workers_of_other_groups_do_not_fill_one_dataset() {
+    let fixture = Fixture::new(6, 0);
+    let draft = async |groups| {
+        let autoencoder = autoencoder(fixture.folder.path(), groups);
+        Draft::open(&fixture.ingest, &fixture.encode, autoencoder, &Device::Cpu).await.unwrap()
+    };
+    let uri = fixture.uri("recorded");
+    draft(32).await.attach(&uri).await.unwrap();
+    draft(32).await.attach(&uri).await.unwrap();
+    let error = draft(16).await.attach(&uri).await.err().expect("refused").to_string();
+    assert!(error.contains("autoencoder.groups = 32, this job has 16"), "{error}");
+
+    let older = fixture.uri("older");
+    let mut metadata = draft(32).await.metadata().clone();
+    metadata.autoencoder.as_object_mut().unwrap().remove("groups");
+    Dataset::create(&older, &metadata).await.unwrap();
+    draft(32).await.attach(&older).await.unwrap();
 }

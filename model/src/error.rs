@@ -45,6 +45,12 @@ pub enum ModelError {
         /// The shape in the file.
         actual: Vec<usize>,
     },
+    /// A parameter that holds values no network can compute with.
+    #[error("`{key}` holds values that are infinite or not numbers")]
+    NotFinite {
+        /// The parameter's name.
+        key: String,
+    },
     /// Parameters in the weights that the network does not have.
     #[error("weights hold {count} parameters that the network lacks, the first is `{first}`")]
     UnusedKeys {

@@ -73,7 +73,8 @@ impl Params {
     }
 
     /// Like [`Params::load`] for a network that is not trained: its parameters are plain tensors,
-    /// so no operation is recorded for a backward pass and activations are freed as it runs.
+    /// so no operation is recorded for a backward pass and activations are freed as it runs. Values
+    /// that are not finite are an error too.
     pub fn frozen<T>(
         weights: BTreeMap<String, Tensor>,
         dtype: DType,
@@ -147,6 +148,9 @@ impl Params {
                         actual: found.dims().to_vec(),
                     });
                 }
+                if self.frozen && !is_finite(&found)? {
+                    return Err(ModelError::NotFinite { key: name });
+                }
                 found.to_device(&self.device)?
             }
         };
@@ -195,6 +199,11 @@ impl Scope {
     fn name(&self, name: impl std::fmt::Display) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
+}
+
+fn is_finite(x: &Tensor) -> Result<bool> {
+    let values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().all(|value| value.is_finite()))
 }
 
 fn draw(rng: &mut impl Rng, shape: &[usize], init: Init) -> Result<Tensor> {

@@ -6,7 +6,8 @@ use candle_core::{DType, Device, Tensor};
 use common::{golden, golden_path, relative_error, uniform};
 use lapflow_model::Params;
 use lapflow_model::autoencoder::{
-    Architecture, Autoencoder, AutoencoderConfig, KlConfig, KlNetwork, Transform, WeightsSource,
+    Architecture, Autoencoder, AutoencoderConfig, CONFIG_KEY, KlConfig, KlNetwork, Transform,
+    WeightsSource,
 };
 use lapflow_model::weights::Weights;
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ fn agrees_with_diffusers_under_both_namings() {
     for (name, channels, factor, scale, images) in [
         ("f4", 4, 4, 0.18215, images()),
         ("f8", 16, 8, 1.5305, images()),
+        ("g16", 4, 2, 0.5, images()),
         ("f16", 32, 16, 0.18215, images_of(32, 16)),
     ] {
         for naming in ["diffusers", "ldm"] {
@@ -45,7 +47,7 @@ fn agrees_with_diffusers_under_both_namings() {
             let identity = autoencoder.identity();
             assert_eq!(identity.architecture, Architecture::Kl);
             assert_eq!((identity.channels, identity.factor), (channels, factor));
-            assert_eq!(identity.scale, scale);
+            assert_eq!(identity.scale, Some(scale));
 
             let posterior = autoencoder.encode(&images).unwrap();
             let decoded = autoencoder.decode(&golden["mean"]).unwrap();
@@ -60,18 +62,102 @@ fn agrees_with_diffusers_under_both_namings() {
     }
 }
 
-/// A whole Stable Diffusion checkpoint holds the autoencoder among other networks.
+/// Groups do not show in the shapes: whoever states them, the latents are diffusers', and where
+/// nobody does they are asked for.
 #[test]
-fn the_first_stage_of_a_checkpoint_is_found() {
-    let dir = tempfile::tempdir().unwrap();
+fn groups_are_read_wherever_they_are_stated_and_asked_for_elsewhere() {
+    for (name, groups) in [("f4", 4), ("f8", 8), ("g16", 16)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (golden, weights) = golden(&format!("autoencoder_kl_{name}_diffusers.safetensors"));
+        let described = save(dir.path(), name, &weights);
+        let alone = dir.path().join("alone");
+        std::fs::create_dir(&alone).unwrap();
+        let path = alone.join("vae.safetensors");
+        Weights::write(&path, &weights, &Default::default()).unwrap();
+        let unstated =
+            AutoencoderConfig { weights: WeightsSource::File(path.clone()), ..Default::default() };
+        let error = Autoencoder::open(&unstated, &Device::Cpu).err().expect("asked").to_string();
+        assert!(error.contains("autoencoder.groups"), "{error}");
+
+        let keyed = AutoencoderConfig { groups: Some(groups), ..unstated.clone() };
+        let description = {
+            let WeightsSource::File(described) = &described.weights else { unreachable!() };
+            let description = KlConfig::of(&Weights::read(described).unwrap(), &Default::default());
+            serde_json::to_string(&description.unwrap()).unwrap()
+        };
+        let header = alone.join("header.safetensors");
+        Weights::write(&header, &weights, &[(CONFIG_KEY.into(), description)].into()).unwrap();
+        let written = AutoencoderConfig { weights: WeightsSource::File(header), ..unstated };
+        let folder = WeightsSource::File(dir.path().to_owned());
+        let folder = AutoencoderConfig { weights: folder, ..AutoencoderConfig::default() };
+        let mut scales = Vec::new();
+        for config in [&described, &keyed, &written, &folder] {
+            let autoencoder = Autoencoder::open(config, &Device::Cpu).unwrap();
+            let mean = autoencoder.encode(&images()).unwrap().mean;
+            let error = relative_error(&mean, &golden["mean"]);
+            assert!(error < 1e-4, "{name}: {error}");
+            assert_eq!(autoencoder.identity().groups, Some(groups));
+            scales.push((autoencoder.identity().scale, autoencoder.identity().shift));
+        }
+        assert!(scales[0].0.is_some() && scales[0] == scales[2] && scales[0] == scales[3]);
+        assert_eq!(scales[1], (None, 0.0));
+
+        let other = AutoencoderConfig { groups: Some(groups / 2), ..keyed.clone() };
+        let [right, other] = [&keyed, &other].map(|config| {
+            let autoencoder = Autoencoder::open(config, &Device::Cpu).unwrap();
+            let error = autoencoder.identity().normalization().unwrap_err().to_string();
+            assert!(error.contains("autoencoder.scale"), "{error}");
+            autoencoder.identity().clone()
+        });
+        let mut recorded = serde_json::json!(right);
+        assert!(right.made(&recorded) && !other.made(&recorded));
+        // As datasets recorded it before groups were a part of it.
+        recorded.as_object_mut().unwrap().remove("groups");
+        assert!(right.made(&recorded) && right.beside(&recorded) == recorded);
+    }
+}
+
+#[test]
+fn a_description_of_another_network_is_refused_or_not_taken() {
+    let (_, weights) = golden("autoencoder_kl_f4_diffusers.safetensors");
+    let opened = |description: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let config = save(dir.path(), "f4", &weights);
+        std::fs::write(dir.path().join("config.json"), description).unwrap();
+        Autoencoder::open(&config, &Device::Cpu)
+    };
+    let refused = |description: &str| opened(description).err().expect("refused").to_string();
+    let error = refused(r#"{"block_out_channels": [8, 16], "norm_num_groups": 4}"#);
+    assert!(error.contains("block_out_channels is [8,16]"), "{error}");
+    let error = refused(r#"{"act_fn": "mish", "norm_num_groups": 4}"#);
+    assert!(error.contains("act_fn"), "{error}");
+    let error = refused(r#"{"_class_name": "UNet2DModel", "norm_num_groups": 4}"#);
+    assert!(error.contains("autoencoder.groups"), "{error}");
+    // Normalised channel by channel: its one number is not the scale of anything.
+    let by_channel =
+        r#"{"norm_num_groups": 4, "scaling_factor": 0.5, "latents_mean": [1, 2, 3, 4]}"#;
+    assert_eq!(opened(by_channel).unwrap().identity().scale, None);
+}
+
+/// Pipelines and trainers keep the autoencoder among other networks, under names of their own.
+#[test]
+fn an_autoencoder_is_found_under_any_prefix() {
     let (_, weights) = golden("autoencoder_kl_f4_ldm.safetensors");
-    let mut checkpoint: BTreeMap<_, _> =
-        weights.into_iter().map(|(key, w)| (format!("first_stage_model.{key}"), w)).collect();
-    let other = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
-    checkpoint.insert("model.diffusion_model.out.2.bias".into(), other);
-    let config = save(dir.path(), "f4", &checkpoint);
-    let autoencoder = Autoencoder::open(&config, &Device::Cpu).unwrap();
-    assert_eq!(autoencoder.identity().channels, 4);
+    for prefix in ["first_stage_model.", "vae.", "module.", "autoencoder._orig_mod."] {
+        let dir = tempfile::tempdir().unwrap();
+        let renamed = weights.clone().into_iter().map(|(key, w)| (format!("{prefix}{key}"), w));
+        let mut checkpoint: BTreeMap<_, _> = renamed.collect();
+        let other = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        checkpoint.insert("model.diffusion_model.out.2.bias".into(), other);
+        let config = save(dir.path(), "f4", &checkpoint);
+        let autoencoder = Autoencoder::open(&config, &Device::Cpu).unwrap();
+        assert_eq!(autoencoder.identity().channels, 4, "{prefix}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let decoder = weights.into_iter().filter(|(key, _)| key.starts_with("decoder")).collect();
+    let config = save(dir.path(), "f4", &decoder);
+    let error = Autoencoder::open(&config, &Device::Cpu).err().expect("refused").to_string();
+    assert!(error.contains("keys begin with `decoder.conv_in.bias`"), "{error}");
 }
 
 #[test]
@@ -85,12 +171,18 @@ fn missing_and_surplus_keys_are_named() {
         Autoencoder::open(&config, &Device::Cpu).err().expect("refused").to_string()
     };
     let error = refused(&|w| drop(w.remove("decoder.up.0.block.1.conv2.bias")));
-    assert_eq!(error, "weights lack `decoder.up_blocks.2.resnets.1.conv2.bias` [8]");
+    let lacks = "safetensors: weights lack `decoder.up_blocks.2.resnets.1.conv2.bias` [8]";
+    assert!(error.ends_with(lacks), "{error}");
     let error = refused(&|w| {
         let bias = w["encoder.conv_in.bias"].clone();
         w.insert("encoder.conv_in.gain".into(), bias);
     });
     assert!(error.contains("the first is `encoder.conv_in.gain`"), "{error}");
+    let error = refused(&|w| {
+        let bias = (&w["encoder.conv_in.bias"] * f64::NAN).unwrap();
+        w.insert("encoder.conv_in.bias".into(), bias);
+    });
+    assert!(error.contains("`encoder.conv_in.bias` holds values that are infinite"), "{error}");
 }
 
 #[test]

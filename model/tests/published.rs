@@ -17,6 +17,7 @@ fn unsaid() -> Unsaid {
         autoencoder_config: json!({}),
         normalization: Normalization { shift: vec![0.0; 4], scale: vec![0.18215; 4] },
         heads: Some(2),
+        classes: None,
     }
 }
 
@@ -68,9 +69,70 @@ fn bare_weights_are_read_too_and_what_does_not_fit_is_named() {
     refused(&|t| drop(t.remove("x_embedder.proj.weight")), "x_embedder");
     refused(
         &|t| {
+            let norm = Tensor::ones(8, DType::F32, &Device::Cpu).unwrap();
+            t.insert("blocks.0.attn.q_norm.weight".into(), norm);
+        },
+        "blocks.0.attn.q_norm.weight",
+    );
+    refused(
+        &|t| {
+            let head = (&t["final_layer.linear.bias"] * f64::INFINITY).unwrap();
+            t.insert("final_layer.linear.bias".into(), head);
+        },
+        "`final_layer.linear.bias` holds values",
+    );
+    refused(
+        &|t| {
             let table = (&t["pos_embed"] + 0.1).unwrap();
             t.insert("pos_embed".into(), table);
         },
         "pos_embed",
     );
+}
+
+/// What trainers put before the keys, and the rounding of 16-bit files.
+#[test]
+fn prefixes_are_looked_through_and_half_precision_is_read() {
+    let path = golden_path("dit_published.pt");
+    let both = Weights::read(&path).unwrap();
+    let read = |rename: &dyn Fn(&str) -> Option<String>, dtype: DType| {
+        let mut weights = both.clone();
+        let renamed = both
+            .tensors
+            .iter()
+            .filter_map(|(key, x)| Some((rename(key)?, x.to_dtype(dtype).unwrap())));
+        weights.tensors = renamed.collect();
+        let published = dit(&path, weights, &unsaid()).unwrap();
+        let groups = published.tensors.iter().filter_map(|(name, _)| name.split('.').next());
+        let groups: std::collections::BTreeSet<_> = groups.map(str::to_owned).collect();
+        groups.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    let under = |prefix: &'static str| {
+        move |key: &str| key.strip_prefix("ema.").map(|name| format!("{prefix}{name}"))
+    };
+    for prefix in
+        ["", "module.", "_orig_mod.", "module._orig_mod.", "ema.", "net.", "model.module."]
+    {
+        assert_eq!(read(&under(prefix), DType::F32), "model", "{prefix}");
+    }
+    let wrapped = |key: &str| Some(key.replace("model.", "state_dict.module."));
+    assert_eq!(read(&wrapped, DType::F32), "ema model");
+    for dtype in [DType::F16, DType::BF16] {
+        assert_eq!(read(&under(""), dtype), "model");
+    }
+}
+
+#[test]
+fn what_the_file_does_not_say_is_compared_with_what_is_given() {
+    let path = golden_path("dit_published.pt");
+    let refused = |change: &dyn Fn(&mut Unsaid), word: &str| {
+        let mut given = unsaid();
+        change(&mut given);
+        let error = dit(&path, Weights::read(&path).unwrap(), &given).err().unwrap().to_string();
+        assert!(error.contains(word) && error.contains("dit_published.pt"), "{error}");
+    };
+    refused(&|given| given.normalization.scale.truncate(3), "the autoencoder given makes 3");
+    refused(&|given| given.classes = Some(6), "none for the null class");
+    refused(&|given| given.classes = Some(7), "not those of 7 classes");
+    refused(&|given| given.heads = None, "--heads");
 }

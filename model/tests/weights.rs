@@ -96,7 +96,22 @@ fn nothing_is_executed_and_strangers_are_named() {
     assert!(Weights::read(golden_path("weights/zip.ckpt")).is_ok());
     assert!(!std::path::Path::new("pickle_was_executed").exists());
     let error = Weights::from_bytes("notes.txt", b"twelve bytes and more").unwrap_err();
-    assert_eq!(error.to_string(), "notes.txt: neither safetensors nor a PyTorch checkpoint");
+    let text = "notes.txt: neither safetensors nor a PyTorch checkpoint, but text: \
+                \"twelve bytes and more\"";
+    assert_eq!(error.to_string(), text);
+    for (bytes, kind) in [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:a1\nsize 3\n", "Git LFS pointer"),
+        ("<!DOCTYPE html><html><head></head></html>", "a web page"),
+        ("\u{feff}{\n  \"_class_name\": \"AutoencoderKL\"\n}", "JSON"),
+    ] {
+        let error = Weights::from_bytes("x", bytes.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(kind), "{error}");
+    }
+    let error = Weights::read("stabilityai/sd-vae-ft-ema").unwrap_err().to_string();
+    assert!(error.contains("a name on a hub"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let error = Weights::read(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("diffusion_pytorch_model.safetensors"), "{error}");
     let error = Weights::read("no/such.pth").unwrap_err().to_string();
     assert!(error.starts_with("no/such.pth: "), "{error}");
 }

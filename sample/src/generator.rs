@@ -62,9 +62,16 @@ impl Generator {
         config.validate()?;
         let autoencoder = autoencoder.into();
         let card = checkpoint.card.clone();
-        let here = serde_json::to_value(autoencoder.identity())
-            .map_err(|e| SampleError::setting("autoencoder", e.to_string()))?;
-        if here != card.autoencoder && !forced {
+        let here = autoencoder.identity();
+        let (makes, has) = (here.channels, card.geometry.channels);
+        if makes != has {
+            let reason =
+                format!("the checkpoint's latents have {has} channels, this one's {makes}");
+            return Err(SampleError::setting("autoencoder", reason));
+        }
+        if !here.made(&card.autoencoder) && !forced {
+            let here = serde_json::to_value(here)
+                .map_err(|e| SampleError::setting("autoencoder", e.to_string()))?;
             let reason =
                 format!("the checkpoint's latents are of {}, this one is {here}", card.autoencoder);
             return Err(SampleError::setting("autoencoder", reason));

@@ -107,8 +107,9 @@ impl Run {
         let (network, params) = match (&state, &recipe.train.init) {
             (Some(state), _) => Params::load(group(state, NETWORK), dtype, &device, build)?,
             (None, Some(path)) => {
-                let weights = diffusers_names(Weights::read(path)?.tensors)?;
-                Params::load(weights, dtype, &device, build)?
+                let weights = initial(path, &recipe.architecture)?;
+                Params::load(weights, dtype, &device, build)
+                    .with_context(|| format!("train.init {}", path.display()))?
             }
             (None, None) => Params::init(recipe.train.seed, dtype, &device, build)?,
         };
@@ -196,12 +197,26 @@ impl Run {
         write_weights(&path, &average, &config)?;
         let score = Score::of_file(&path, &images.held_out()?)?;
         config.shift_factor = round(score.mean);
-        config.scaling_factor = round(score.std.recip());
+        config.scaling_factor = Some(round(score.std.recip()));
         write_weights(&path, &average, &config)?;
         let (step, held_out) = (self.step, recipe.train.held_out);
         eprintln!("step {step}/{}  {held_out} held-out images: {score}", self.config.steps);
         self.append(&json!({ "step": step, "held_out": score }))
     }
+}
+
+/// Weights to start from, whose own statement of the groups must be the recipe's.
+fn initial(path: &Path, architecture: &KlConfig) -> Result<BTreeMap<String, Tensor>> {
+    let weights = Weights::read(path)?;
+    let groups = architecture.norm_num_groups;
+    if let Some(stated) = KlConfig::stated(&weights)?.map(|stated| stated.norm_num_groups) {
+        let name = path.display();
+        ensure!(
+            stated == groups,
+            "train.init {name}: its groups are {stated}, architecture.norm_num_groups is {groups}"
+        );
+    }
+    Ok(diffusers_names(weights.tensors)?)
 }
 
 fn write_weights(path: &Path, tensors: &BTreeMap<String, Tensor>, config: &KlConfig) -> Result<()> {

@@ -207,15 +207,18 @@ pub fn generator(
 
 /// What the checkpoint says of its autoencoder.
 fn named(checkpoint: &Checkpoint) -> Result<AutoencoderConfig> {
-    serde_json::from_value(checkpoint.card.autoencoder_config.clone())
-        .context("the checkpoint's autoencoder")
+    let card = &checkpoint.card;
+    let config: AutoencoderConfig = serde_json::from_value(card.autoencoder_config.clone())
+        .context("the checkpoint's autoencoder")?;
+    Ok(config.recorded(&card.autoencoder))
 }
 
 impl Args {
     /// The checkpoint's autoencoder, or the one given, and how it decodes.
     fn autoencoder(&self, checkpoint: &Checkpoint) -> Result<AutoencoderConfig> {
         let mut source = match WeightsSource::from_paths(&self.autoencoder) {
-            Some(weights) => AutoencoderConfig { weights, ..AutoencoderConfig::default() },
+            Some(weights) => AutoencoderConfig { weights, ..AutoencoderConfig::default() }
+                .recorded(&checkpoint.card.autoencoder),
             None => named(checkpoint)?,
         };
         if let Some(tile) = self.tile {

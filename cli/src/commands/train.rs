@@ -166,13 +166,6 @@ fn autoencoder_of(
     context: &Context,
 ) -> Result<Option<Arc<Autoencoder>>> {
     let device = if draws { &context.device } else { &Device::Cpu };
-    let autoencoder = match Autoencoder::open(&config.autoencoder, device) {
-        Ok(autoencoder) => autoencoder,
-        Err(error) => {
-            tracing::warn!("without its autoencoder a run cannot be sampled: {error}");
-            return Ok(None);
-        }
-    };
     let wanted = &dataset.metadata().autoencoder;
     if wanted.is_null() {
         bail!(
@@ -180,6 +173,14 @@ fn autoencoder_of(
             dataset.uri()
         );
     }
+    let stated = config.autoencoder.clone().recorded(wanted);
+    let autoencoder = match Autoencoder::open(&stated, device) {
+        Ok(autoencoder) => autoencoder,
+        Err(error) => {
+            tracing::warn!("without its autoencoder a run cannot be sampled: {error}");
+            return Ok(None);
+        }
+    };
     if !autoencoder.identity().made(wanted) {
         let here = json!(autoencoder.identity());
         bail!("{}: its latents are of {wanted}, [autoencoder] is {here}", dataset.uri());
@@ -198,7 +199,10 @@ fn draw(
     let device = &context.device;
     let autoencoder = match opened {
         Some(autoencoder) => autoencoder,
-        None => opened.insert(Arc::new(Autoencoder::open(&config.autoencoder, device)?)),
+        None => {
+            let stated = config.autoencoder.clone().recorded(&snapshot.card.autoencoder);
+            opened.insert(Arc::new(Autoencoder::open(&stated, device)?))
+        }
     };
     let autoencoder = Arc::clone(autoencoder);
     let generator = Generator::new(snapshot, autoencoder, &config.sample, device, false)?;

@@ -1,18 +1,29 @@
 //! Which autoencoder to use, and how one identifies itself.
 
 use super::Tiling;
+use crate::error::{ModelError, Result};
+use crate::normalization::Normalization;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::path::PathBuf;
 
+/// The answer to weights that are no known network's and come without a description.
+const SCALE_UNSTATED: &str = "nothing states the scale of its latents (networks of one shape differ: \
+    Stable Diffusion 0.18215, SDXL 0.13025): set autoencoder.scale, or state it in the weights with \
+    `lapflow convert --scale`, or put their config.json beside them";
+
 /// The `[autoencoder]` section of a config file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AutoencoderConfig {
-    /// `"builtin"`, `"pixel"`, a weight file, or `[encoder file, decoder file]`. Default
-    /// `"builtin"`.
+    /// `"builtin"`, `"pixel"`, a weight file or diffusers' folder of one, or
+    /// `[encoder file, decoder file]`. Default `"builtin"`.
     pub weights: WeightsSource,
+    /// Groups of an `AutoencoderKL`'s group normalisations, in place of those that its weights state:
+    /// they decide every latent, and do not show in the shapes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<usize>,
     /// Replaces the scale that the weights state: a model sees `(latents - shift) * scale`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
@@ -23,6 +34,16 @@ pub struct AutoencoderConfig {
     /// whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tiling: Option<Tiling>,
+}
+
+impl AutoencoderConfig {
+    /// Takes the groups that an autoencoder's recorded identity states where none are given, so that
+    /// latents are decoded as they were encoded.
+    pub fn recorded(mut self, identity: &serde_json::Value) -> Self {
+        let groups = identity["groups"].as_u64().map(|groups| groups as usize);
+        self.groups = self.groups.or(groups);
+        self
+    }
 }
 
 /// Where an autoencoder's weights are.
@@ -135,8 +156,11 @@ pub struct Identity {
     pub channels: usize,
     /// Image pixels a latent pixel, in each direction.
     pub factor: usize,
-    /// A model sees `(latents - shift) * scale`.
-    pub scale: f64,
+    /// Groups of an `AutoencoderKL`'s group normalisations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<usize>,
+    /// A model sees `(latents - shift) * scale`; `None` where nothing states it.
+    pub scale: Option<f64>,
     /// See `scale`.
     pub shift: f64,
 }
@@ -145,8 +169,26 @@ impl Identity {
     /// Whether latents that a dataset records as `of` are this autoencoder's. Scale and shift are the
     /// model's business: latents are stored raw.
     pub fn made(&self, of: &serde_json::Value) -> bool {
-        let here = serde_json::json!(self);
-        ["architecture", "sha256"].iter().all(|key| here[key] == of[key])
+        let here = self.beside(of);
+        ["architecture", "sha256", "groups"].iter().all(|key| here[key] == of[key])
+    }
+
+    /// As datasets record it, for a comparison with `recorded`: older ones do not state the groups.
+    pub fn beside(&self, recorded: &serde_json::Value) -> serde_json::Value {
+        let groups = self.groups.filter(|_| !recorded["groups"].is_null());
+        serde_json::json!(Self { groups, ..self.clone() })
+    }
+
+    /// Raw latents to a model's.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] where nothing states the scale.
+    pub fn normalization(&self) -> Result<Normalization> {
+        let scale = self
+            .scale
+            .ok_or_else(|| ModelError::config("autoencoder", SCALE_UNSTATED.to_owned()))?;
+        let all = |value| vec![value; self.channels];
+        Ok(Normalization { shift: all(self.shift), scale: all(scale) })
     }
 
     /// Of images used as they are.
@@ -155,7 +197,8 @@ impl Identity {
         sha256: None,
         channels: 3,
         factor: 1,
-        scale: 1.0,
+        groups: None,
+        scale: Some(1.0),
         shift: 0.0,
     };
 }

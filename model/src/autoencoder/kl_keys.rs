@@ -1,4 +1,5 @@
-//! The two namings of an `AutoencoderKL`'s parameters, translated to diffusers'.
+//! The two namings of an `AutoencoderKL`'s parameters, translated to diffusers', and the prefixes
+//! under which trainers and whole pipelines keep an autoencoder.
 
 use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;
@@ -6,29 +7,43 @@ use std::collections::BTreeMap;
 /// Parameters by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// Where a whole Stable Diffusion checkpoint keeps its autoencoder.
-const FIRST_STAGE: &str = "first_stage_model.";
+/// Keys that tell an `AutoencoderKL`, under either naming.
+const MARKERS: [&str; 2] =
+    ["encoder.down_blocks.0.resnets.0.conv1.weight", "encoder.down.0.block.0.conv1.weight"];
 /// What trainers save beside the autoencoder: perceptual and adversarial losses, averages.
 const TRAINING_ONLY: [&str; 2] = ["loss.", "model_ema."];
 
 /// Whether `weights` hold an `AutoencoderKL` under either naming.
 pub(super) fn recognises(weights: &Tensors) -> bool {
-    ["encoder.down_blocks.0.", "encoder.down.0.", "first_stage_model.encoder.down.0."]
-        .iter()
-        .any(|prefix| weights.keys().any(|key| key.starts_with(prefix)))
+    prefix_of(weights, &MARKERS).is_some()
+}
+
+/// What stands before the first of `markers` in the keys: nothing, `first_stage_model.` in a whole
+/// Stable Diffusion checkpoint, `vae.`, `module.` and the like; the shortest where there are several.
+pub(super) fn prefix_of(weights: &Tensors, markers: &[&str]) -> Option<String> {
+    let prefixes =
+        weights.keys().flat_map(|key| markers.iter().filter_map(|marker| key.strip_suffix(marker)));
+    let whole = prefixes.filter(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+    whole.min_by_key(|prefix| prefix.len()).map(str::to_owned)
+}
+
+/// The tensors beside the first of `markers`, without the prefix that they share.
+pub(super) fn under(weights: Tensors, markers: &[&str]) -> Tensors {
+    match prefix_of(&weights, markers) {
+        Some(prefix) if !prefix.is_empty() => weights
+            .into_iter()
+            .filter_map(|(key, tensor)| Some((key.strip_prefix(&prefix)?.to_owned(), tensor)))
+            .collect(),
+        _ => weights,
+    }
 }
 
 /// `weights` under diffusers' current names, training-only parameters left out.
 ///
 /// # Errors
 /// When an attention weight has no matrix shape.
-pub fn diffusers_names(mut weights: Tensors) -> Result<Tensors> {
-    if weights.keys().any(|key| key.starts_with(FIRST_STAGE)) {
-        weights = weights
-            .into_iter()
-            .filter_map(|(key, tensor)| Some((key.strip_prefix(FIRST_STAGE)?.to_owned(), tensor)))
-            .collect();
-    }
+pub fn diffusers_names(weights: Tensors) -> Result<Tensors> {
+    let weights = under(weights, &MARKERS);
     let up_levels = (0..)
         .take_while(|i| weights.contains_key(&format!("decoder.up.{i}.block.0.conv1.weight")))
         .count();

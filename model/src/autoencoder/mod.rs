@@ -28,8 +28,8 @@ mod tiny;
 pub use config::{Architecture, AutoencoderConfig, Identity, WeightsSource};
 pub use equivariance::{Transform, resize};
 pub use kl::KlNetwork;
-pub use kl_autoencoder::{CONFIG_KEY, KlAutoencoder};
-pub use kl_config::KlConfig;
+pub use kl_autoencoder::KlAutoencoder;
+pub use kl_config::{CONFIG_KEY, KlConfig};
 pub use kl_keys::diffusers_names;
 pub use objective::{Losses, ObjectiveConfig};
 pub use tiles::Tiling;
@@ -82,7 +82,7 @@ impl Autoencoder {
             WeightsSource::Pixel => Ok(Self::Pixel),
             WeightsSource::Builtin => {
                 let weights = Weights::from_bytes("builtin", BUILTIN)?;
-                let kl = KlAutoencoder::new(weights, None, config, device)?;
+                let kl = KlAutoencoder::new(weights, config, device)?;
                 Ok(Self::Kl(Box::new(kl)))
             }
             WeightsSource::Pair { encoder, decoder } => {
@@ -92,12 +92,14 @@ impl Autoencoder {
             WeightsSource::File(path) => {
                 let weights = Weights::read(path)?;
                 if KlAutoencoder::recognises(&weights) {
-                    let kl = KlAutoencoder::new(weights, Some(path), config, device)?;
+                    let kl = KlAutoencoder::new(weights, config, device)?;
                     Ok(Self::Kl(Box::new(kl)))
                 } else if TinyAutoencoder::recognises(&weights) {
                     Ok(Self::Tiny(TinyAutoencoder::from_file(weights, config, device)?))
                 } else {
-                    Err(ModelError::weights(path, "holds no autoencoder that lapflow knows"))
+                    let keys = weights.first_keys();
+                    let reason = format!("holds no autoencoder that lapflow knows: {keys}");
+                    Err(ModelError::weights(path, reason))
                 }
             }
         }

@@ -5,6 +5,7 @@
 
 use super::Tiling;
 use super::config::{Architecture, AutoencoderConfig, Identity};
+use super::kl_keys::{prefix_of, under};
 use super::layers::{Conv2d, GroupNorm, channels_first, channels_last};
 use crate::error::{ModelError, Result};
 use crate::kernels::{Activation, ConvGeometry, upsample};
@@ -18,6 +19,8 @@ const WIDTH: usize = 64;
 const POOL_WIDTH: usize = 256;
 const POOL_GROUPS: usize = 4;
 const POOL_EPS: f64 = 1e-5;
+/// Keys that tell it, as diffusers saves it and as published.
+const MARKERS: [&str; 2] = ["encoder.layers.1.conv.0.weight", "encoder.1.conv.0.weight"];
 /// Index of the encoder's last convolution in its `Sequential`.
 const ENCODER_OUT: usize = 14;
 
@@ -52,7 +55,7 @@ impl TinyAutoencoder {
         device: &Device,
     ) -> Result<Self> {
         let (mut encoder, mut decoder) = (Tensors::new(), Tensors::new());
-        for (key, tensor) in weights.tensors {
+        for (key, tensor) in under(weights.tensors, &MARKERS) {
             match key.split_once('.') {
                 Some(("encoder", rest)) => {
                     encoder.insert(rest.trim_start_matches("layers.").to_owned(), tensor);
@@ -68,9 +71,7 @@ impl TinyAutoencoder {
 
     /// Whether one file holds a tiny autoencoder.
     pub fn recognises(weights: &Weights) -> bool {
-        ["encoder.layers.1.conv.0.weight", "encoder.1.conv.0.weight"]
-            .iter()
-            .any(|key| weights.tensors.contains_key(*key))
+        prefix_of(&weights.tensors, &MARKERS).is_some()
     }
 
     fn new(
@@ -92,7 +93,8 @@ impl TinyAutoencoder {
             sha256: Some(sha256),
             channels,
             factor: 8,
-            scale: config.scale.unwrap_or(1.0),
+            groups: None,
+            scale: Some(config.scale.unwrap_or(1.0)),
             shift: config.shift.unwrap_or(0.0),
         };
         let pools = [has_pool(&encoder), has_pool(&decoder)];

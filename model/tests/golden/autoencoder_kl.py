@@ -1,6 +1,6 @@
 """Goldens of AutoencoderKL from diffusers: `python autoencoder_kl.py` beside this file.
 
-Three configurations, each under diffusers' names and under those of the original (LDM) code; that
+Four configurations, of 4, 8 and 16 groups, each under diffusers' names and under those of the original (LDM) code; that
 the latter are right is checked with diffusers' own converter. Made with torch 2.15, diffusers
 0.42.1, safetensors 0.8.
 """
@@ -25,10 +25,13 @@ CONFIGS = {
         shift_factor=0.0609,
         scaling_factor=1.5305,
     ),
+    "g16": dict(
+        block_out_channels=(16, 32), layers_per_block=1, latent_channels=4, norm_num_groups=16, scaling_factor=0.5
+    ),
     "f16": dict(block_out_channels=(8, 8, 16, 16, 24), layers_per_block=1, latent_channels=32, norm_num_groups=4),
 }
 # Height and width.
-SIZES = {"f4": (16, 24), "f8": (16, 24), "f16": (32, 16)}
+SIZES = {"f4": (16, 24), "g16": (16, 24), "f8": (16, 24), "f16": (32, 16)}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 

@@ -334,6 +334,7 @@ fn import_metadata(first: &Sample, args: &ImportArgs, context: &Context) -> Resu
         if has != makes {
             bail!("--autoencoder makes latents of {makes} channels, these have {has}");
         }
+        identity.normalization()?;
         metadata.autoencoder = serde_json::to_value(identity)?;
     }
     Ok(metadata)

@@ -36,11 +36,15 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let batch = context.runtime.block_on(draw(args))?;
+    let (batch, autoencoder) = context.runtime.block_on(draw(args))?;
     let levels: Vec<_> =
         batch.levels.iter().map(|level| tensor(level, batch.ids.len())).collect::<Result<_>>()?;
     let (pictures, columns) = match WeightsSource::from_paths(&args.weights) {
-        Some(weights) => (decoded(&levels, weights, &context.device)?, columns(batch.ids.len())),
+        Some(weights) => {
+            let config = AutoencoderConfig { weights, ..AutoencoderConfig::default() };
+            let config = config.recorded(&autoencoder);
+            (decoded(&levels, &config, &context.device)?, columns(batch.ids.len()))
+        }
         None => (raw(&levels)?, levels.len()),
     };
     std::fs::write(&args.out, encode_png(&grid(&pictures, columns, GAP)))
@@ -49,13 +53,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     Ok(())
 }
 
-async fn draw(args: &Args) -> Result<Batch> {
+/// Samples, and the identity of the autoencoder that made them.
+async fn draw(args: &Args) -> Result<(Batch, serde_json::Value)> {
     let dataset = Dataset::open(&args.uri).await?;
     let batch = args.count.clamp(1, dataset.rows().max(1) as usize);
     let config =
         LoaderConfig { batch, seed: args.seed, epochs: Some(1), ..LoaderConfig::default() };
     let mut batches = Box::pin(Loader::new(&dataset, config, LoaderState::default())?.stream());
-    batches.try_next().await?.context("the dataset has no rows")
+    let batch = batches.try_next().await?.context("the dataset has no rows")?;
+    Ok((batch, dataset.metadata().autoencoder.clone()))
 }
 
 /// The levels of a batch as `[B, C, h, w]` in f32.
@@ -70,11 +76,10 @@ fn columns(samples: usize) -> usize {
 
 fn decoded(
     levels: &[Tensor],
-    weights: WeightsSource,
+    config: &AutoencoderConfig,
     device: &Device,
 ) -> Result<Vec<DynamicImage>> {
-    let config = AutoencoderConfig { weights, ..AutoencoderConfig::default() };
-    let autoencoder = Autoencoder::open(&config, device)?;
+    let autoencoder = Autoencoder::open(config, device)?;
     let latents = pyramid::merge(levels)?.to_device(device)?;
     let samples = latents.dim(0)?;
     (0..samples)

@@ -40,6 +40,7 @@ impl<'a> DecodedDataset<'a> {
         };
         for weights in candidates {
             let config = AutoencoderConfig { weights, ..AutoencoderConfig::default() };
+            let config = if named.is_some() { config.recorded(wanted) } else { config };
             let autoencoder = Autoencoder::open(&config, &context.device)?;
             if autoencoder.identity().made(wanted) {
                 return Ok(Self { dataset, autoencoder, context });

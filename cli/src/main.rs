@@ -53,18 +53,6 @@ fn without_backtrace(text: &str) -> String {
     text.lines().filter(|line| !is_frame(line)).collect::<Vec<_>>().join("\n")
 }
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_tensor_error_comes_without_its_backtrace() {
-        let text = "shape mismatch in cat\n   0: candle_core::error::Error::bt\n             at \
-                    /src/error.rs:264:25\n  10: main\nin run";
-        assert_eq!(super::without_backtrace(text), "shape mismatch in cat\nin run");
-        let text = "a.toml, line 3: expected\n  | 12: x";
-        assert_eq!(super::without_backtrace(text), text);
-    }
-}
-
 /// Lets the threads of Candle's elementwise pool sleep when idle. They spin by default, on cores
 /// that our kernels' threads need: training on two cores is a tenth faster without.
 #[expect(unsafe_code, reason = "the pool is configured through the environment alone")]
@@ -89,4 +77,16 @@ fn keep_pages() {
     // SAFETY: mimalloc.h declares it so, and it may be called at any time; the number is of the
     // version that the workspace pins.
     unsafe { mi_option_set_default(PURGE_DELAY, NEVER) }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_tensor_error_comes_without_its_backtrace() {
+        let text = "shape mismatch in cat\n   0: candle_core::error::Error::bt\n             at \
+                    /src/error.rs:264:25\n  10: main\nin run";
+        assert_eq!(super::without_backtrace(text), "shape mismatch in cat\nin run");
+        let text = "a.toml, line 3: expected\n  | 12: x";
+        assert_eq!(super::without_backtrace(text), text);
+    }
 }

@@ -51,7 +51,8 @@ impl Generator {
     /// another one made.
     ///
     /// # Errors
-    /// When the settings are invalid or the autoencoder is not the checkpoint's.
+    /// When the settings are invalid, the autoencoder is not the checkpoint's, or makes latents of
+    /// another number of channels, forced or not.
     pub fn new(
         checkpoint: &Checkpoint,
         autoencoder: impl Into<Arc<Autoencoder>>,
@@ -63,17 +64,16 @@ impl Generator {
         let autoencoder = autoencoder.into();
         let card = checkpoint.card.clone();
         let here = autoencoder.identity();
+        if !here.made(&card.autoencoder) && !forced {
+            let here = serde_json::json!(here);
+            let reason =
+                format!("the checkpoint's latents are of {}, this one is {here}", card.autoencoder);
+            return Err(SampleError::setting("autoencoder", reason));
+        }
         let (makes, has) = (here.channels, card.geometry.channels);
         if makes != has {
             let reason =
                 format!("the checkpoint's latents have {has} channels, this one's {makes}");
-            return Err(SampleError::setting("autoencoder", reason));
-        }
-        if !here.made(&card.autoencoder) && !forced {
-            let here = serde_json::to_value(here)
-                .map_err(|e| SampleError::setting("autoencoder", e.to_string()))?;
-            let reason =
-                format!("the checkpoint's latents are of {}, this one is {here}", card.autoencoder);
             return Err(SampleError::setting("autoencoder", reason));
         }
         let flow = card.flow.build()?;

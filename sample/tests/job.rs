@@ -311,11 +311,19 @@ fn the_stochastic_sampler_keeps_the_promises_of_a_job() {
 #[test]
 fn another_autoencoder_than_the_checkpoint_s_is_refused() {
     let root = tempfile::tempdir().unwrap();
-    let checkpoint = checkpoint(root.path());
+    let mut checkpoint = checkpoint(root.path());
     let builtin = || Autoencoder::open(&Default::default(), &Device::Cpu).unwrap();
     let config = SampleConfig::default();
     let refused = Generator::new(&checkpoint, builtin(), &config, &Device::Cpu, false);
     let message = refused.err().unwrap().to_string();
     assert!(message.contains("pixel") && message.contains("kl"), "{message}");
-    assert!(Generator::new(&checkpoint, builtin(), &config, &Device::Cpu, true).is_ok());
+    let forced = Generator::new(&checkpoint, builtin(), &config, &Device::Cpu, true);
+    let message = forced.err().unwrap().to_string();
+    assert!(message.contains("latents have 3 channels, this one's 4"), "{message}");
+    checkpoint.card.autoencoder = serde_json::json!({ "architecture": "pixel", "sha256": "0" });
+    for forced in [false, true] {
+        let pixel = Autoencoder::Pixel;
+        let made = Generator::new(&checkpoint, pixel, &config, &Device::Cpu, forced);
+        assert_eq!(made.is_ok(), forced);
+    }
 }

@@ -6,14 +6,13 @@ mod pass;
 pub use self::checkpoint::{Best, State};
 
 use self::pass::Sums;
+use crate::batch::{Drawing, Examples, Staged};
 use crate::config::TrainConfig;
 use crate::data::{geometry, normalization};
 use crate::error::{Result, TrainError};
-use crate::examples::{Drawing, Examples};
 use crate::gradients::Arrival;
 use crate::optimizer::{Optimizer, square_sum};
 use crate::ranks::{Alone, Communicator};
-use crate::staging::Staged;
 use candle_core::{DType, Device};
 use lapflow_model::Params;
 use lapflow_model::checkpoint::{Card, VERSION};

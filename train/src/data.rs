@@ -1,13 +1,10 @@
-//! From a dataset's batches to what the network sees.
+//! What a dataset says of the network: its geometry, its normalization, what it mixes with.
 
 use crate::config::Normalize;
 use crate::error::{Result, TrainError};
-use crate::loss::Samples;
-use candle_core::{Device, Tensor};
 use lapflow_model::net::Geometry;
 use lapflow_model::normalization::Normalization;
-use lapflow_model::pyramid;
-use lapflow_store::{Batch, Dataset, LevelBatch, Metadata};
+use lapflow_store::{Dataset, Metadata};
 
 /// The network's geometry for a dataset cut into `levels` levels.
 pub fn geometry(metadata: &Metadata, levels: usize) -> Geometry {
@@ -86,37 +83,4 @@ pub fn check_mixable(first: &Dataset, other: &Dataset) -> Result<()> {
         return Err(differs("the list of classes", list(&a.classes), list(&b.classes)));
     }
     Ok(())
-}
-
-/// A batch as `count` normalized levels on the CPU, which may be others than the dataset's. `first` is the
-/// number of the step's first sample among all that the run draws.
-///
-/// # Errors
-/// When the latents do not divide into so many levels.
-pub fn samples(
-    batch: &Batch,
-    count: usize,
-    normalization: &Normalization,
-    classes: usize,
-    first: u64,
-) -> Result<Samples> {
-    let raw = batch
-        .levels
-        .iter()
-        .map(|level| tensor(level, batch.ids.len()))
-        .collect::<Result<Vec<_>>>()?;
-    let levels = normalization.apply(&raw)?;
-    let levels = match levels.len() == count {
-        true => levels,
-        false => pyramid::split(&pyramid::merge(&levels)?, count)?,
-    };
-    let label = |&label: &i32| u32::try_from(label).unwrap_or(classes as u32);
-    let labels = batch.labels.iter().map(label).collect();
-    let indices = batch.positions.iter().map(|&position| first + u64::from(position)).collect();
-    Ok(Samples { levels, labels, indices })
-}
-
-fn tensor(level: &LevelBatch, batch: usize) -> Result<Tensor> {
-    let shape = (batch, level.spec.channels, level.spec.height, level.spec.width);
-    Ok(Tensor::from_vec(level.dtype.decode(&level.data), shape, &Device::Cpu)?)
 }

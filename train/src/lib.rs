@@ -30,11 +30,10 @@
 //! ```
 
 mod adamw;
+mod batch;
 mod config;
 mod data;
 mod error;
-mod examples;
-mod feed;
 mod folder;
 mod gradients;
 mod loss;
@@ -48,7 +47,6 @@ mod ranks;
 #[cfg(any(feature = "nccl", test))]
 mod rendezvous;
 mod run;
-mod staging;
 pub mod synthetic;
 mod tensorboard;
 mod trainer;

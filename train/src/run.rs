@@ -1,13 +1,12 @@
 //! The loop: batches in, metrics and checkpoints out, until the last step or a stop.
 
+use crate::batch::{Feed, Staging};
 use crate::config::TrainConfig;
 use crate::data::check_mixable;
 use crate::error::{Result, TrainError};
-use crate::feed::Feed;
 use crate::folder::{MetricsFile, RunFolder, write_whole};
 use crate::metrics::{Line, Window};
 use crate::ranks::sum_numbers;
-use crate::staging::Staging;
 use crate::tensorboard::{EventFile, Picture};
 use crate::trainer::Trainer;
 use lapflow_model::checkpoint::Checkpoint;

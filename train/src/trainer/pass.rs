@@ -1,8 +1,8 @@
 //! The forward and backward passes of a step, part after part, and what they add up to over the ranks.
 
 use super::Trainer;
+use crate::batch::Examples;
 use crate::error::{Result, TrainError};
-use crate::examples::Examples;
 use crate::gradients::Gathering;
 use crate::loss::{GroupLoss, Part};
 use crate::ranks::sum_numbers;

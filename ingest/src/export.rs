@@ -1,6 +1,6 @@
 //! Cropped images as PNG files.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
@@ -161,16 +161,27 @@ fn targets(source: &Source, out: &Path) -> Result<Vec<PathBuf>> {
     for entry in source.entries() {
         *uses.entry(with_png(&entry.key)).or_insert(0_usize) += 1;
     }
-    let target = |key: &str| {
+    // A key of its own short name may be called like the long name of another.
+    let long = |key: &str| format!("{key}.png");
+    let is_long = |key: &str| uses[&with_png(key)] > 1;
+    let keys = || source.entries().iter().map(|entry| entry.key.as_str());
+    let mut taken: HashSet<String> = keys().filter(|key| is_long(key)).map(long).collect();
+    let mut target = |key: &str| {
         let leads_out = key.starts_with('/') || key.split('/').any(|part| part == "..");
         if leads_out {
             let reason = format!("the key `{key}` leads out of the output folder");
             return Err(IngestError::output(out, reason));
         }
-        let short = with_png(key);
-        Ok(out.join(if uses[&short] == 1 { short } else { format!("{key}.png") }))
+        if is_long(key) {
+            return Ok(out.join(long(key)));
+        }
+        let mut name = with_png(key);
+        while !taken.insert(name.clone()) {
+            name = long(&name);
+        }
+        Ok(out.join(name))
     };
-    source.entries().iter().map(|entry| target(&entry.key)).collect()
+    keys().map(&mut target).collect()
 }
 
 fn mirrored(target: &Path) -> PathBuf {

@@ -527,15 +527,18 @@ async fn links_in_a_tar_are_what_they_lead_to() {
             (Symlink, b"cat/out.png", b"../../gone.png", b""),
             (Symlink, b"cat/loop.png", b"loop.png", b""),
             (Link, b"notes.txt", b"blobs/1234", b""),
+            (tar::EntryType::Fifo, b"pipe.png", b"", b""),
         ]),
     );
     let source = open(&path).await.expect("opens");
     let keys: Vec<_> = source.entries().iter().map(|entry| entry.key.as_str()).collect();
-    assert_eq!(keys, ["blobs/1234", "cat/hard.png", "cat/twice.png", "snap/early.png"]);
-    let left_out = "3 links to what the archive does not hold, 1 .txt";
+    // The blob itself, which only its bytes tell, is not there a second time.
+    assert_eq!(keys, ["cat/hard.png", "cat/twice.png", "snap/early.png"]);
+    let left_out = "3 links to what the archive does not hold, 1 .txt, \
+                    1 pipes and devices, 1 targets of links that are taken";
     assert_eq!(source.left_out().to_string(), left_out);
     let (items, skips) = read(&source).await;
-    assert_eq!((items.len(), skips.len()), (4, 0));
+    assert_eq!((items.len(), skips.len()), (3, 0));
     assert!(items.iter().all(|item| item.sha256 == items[0].sha256));
 }
 
@@ -547,10 +550,17 @@ async fn what_is_only_called_a_tar_is_named_and_a_cut_one_is_told() {
         (&[0x28, 0xb5, 0x2f, 0xfd], "compressed by zstd"),
         (b"<!DOCTYPE html>", "a page of HTML or XML, perhaps of a download that failed"),
     ] {
-        let path = write(folder.path(), "a.tar", head);
-        let error = open(&path).await.err().expect("refused");
-        assert_eq!(error, format!("source {path}: it is no plain tar, but {is}"));
+        for (name, called) in
+            [("a.tar", "plain tar"), ("a.zip", "zip archive"), ("a.parquet", "Parquet file")]
+        {
+            let path = write(folder.path(), name, head);
+            let error = open(&path).await.err().expect("refused");
+            assert_eq!(error, format!("source {path}: it is no {called}, but {is}"));
+        }
     }
+    let path = write(folder.path(), "b.tar", &zip_bytes(&images()));
+    let error = open(&path).await.err().expect("refused");
+    assert_eq!(error, format!("source {path}: it is no plain tar, but a zip archive"));
     // An empty shard among good ones.
     let shards = tempfile::tempdir().expect("a folder");
     write(shards.path(), "0.tar", &tar_bytes(&images()));
@@ -558,7 +568,27 @@ async fn what_is_only_called_a_tar_is_named_and_a_cut_one_is_told() {
     let error = open(&shards.path().display().to_string()).await.err().expect("refused");
     assert!(error.ends_with("1.tar: it is empty, 0 bytes"), "{error}");
 
+    // One that holds nothing, though it is whole.
+    let nothing = write(shards.path(), "1.tar", &[0; 10240]);
+    let source = open(&shards.path().display().to_string()).await.expect("opens");
+    assert_eq!(source.entries().len(), 8);
+    assert_eq!(source.notes(), [format!("{nothing} holds no images")]);
+
+    // Two tars put one behind another with `cat`.
+    let (first, second) = (tar_bytes(&images()[..3]), tar_bytes(&images()[3..]));
+    let path = write(folder.path(), "two.tar", &[first, second].concat());
+    let source = open(&path).await.expect("opens");
+    assert_eq!((source.entries().len(), read(&source).await.0.len()), (8, 8));
+
+    // What is left over behind the end mark, or lacks of it, costs no image and is told.
     let whole = tar_bytes(&images());
+    for tar in [[&whole[..], b"\n"].concat(), whole[..whole.len() - 100].to_vec()] {
+        let path = write(folder.path(), "uneven.tar", &tar);
+        let source = open(&path).await.expect("opens");
+        assert_eq!(source.entries().len(), 8);
+        let told = format!("{path} ends within a block: it may have been cut off");
+        assert_eq!(source.notes(), [told]);
+    }
     let path = write(folder.path(), "cut.tar", &whole[..whole.len() - 1024]);
     let source = open(&path).await.expect("opens");
     assert_eq!(source.notes(), [format!("{path} has no end mark: it may have been cut off")]);
@@ -607,4 +637,58 @@ async fn sidecars_backslashes_and_foreign_names_in_archives() {
     }
     let source = open(&write(folder.path(), "sjis.zip", &zip)).await.expect("opens");
     assert_eq!(source.classes(), ["\\x94Lx"]);
+
+    // Letters of Shift-JIS whose second byte is a backslash: neither a hidden file behind a slash,
+    // nor one class of two.
+    let mut zip = zip_bytes(&named(&["@@.png", "@@A/0.png", "@@B/0.png"]));
+    for at in 0..zip.len() - 1 {
+        if zip[at..at + 2] == *b"@@" {
+            zip[at..at + 2].copy_from_slice(b"\x95\\");
+        }
+    }
+    let source = open(&write(folder.path(), "letters.zip", &zip)).await.expect("opens");
+    assert_eq!(source.classes(), ["\\x95\\x5cA", "\\x95\\x5cB"]);
+    assert_eq!(read(&source).await.0.len(), 3);
+    // A name with a slash is not of Windows.
+    let unix = tar_of(&[(Regular, b"a\\b/0.png", b"", &png), (Regular, b"a\\c/0.png", b"", &png)]);
+    let source = open(&write(folder.path(), "unix.tar", &unix)).await.expect("opens");
+    assert_eq!(source.classes(), ["a\\b", "a\\c"]);
+}
+
+#[tokio::test]
+async fn links_in_a_zip_are_counted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let options = SimpleFileOptions::default();
+    zip.start_file("a/1.png", options).expect("into memory");
+    zip.write_all(&images()[0].1).expect("into memory");
+    zip.add_symlink("b/1.png", "../a/1.png", options).expect("into memory");
+    let zip = zip.finish().expect("into memory").into_inner();
+    let source = open(&write(folder.path(), "links.zip", &zip)).await.expect("opens");
+    assert_eq!(source.classes(), ["a"]);
+    assert_eq!(source.left_out().to_string(), "1 symbolic links");
+}
+
+#[tokio::test]
+async fn dataset_json_labels_a_folder_wherever_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let named = (0..4).map(|index| format!("00000/{index}.png"));
+    for (name, (_, content)) in named.zip(images()) {
+        write(folder.path(), &name, &content);
+    }
+    let labels = r#"{"labels": [["00000/0.png", 1], ["00000/1.png", 0], ["00000/2.png", 1]]}"#;
+    write(folder.path(), "dataset.json", labels.as_bytes());
+    let path = folder.path().display().to_string();
+    for source in [path.clone(), format!("file://{path}")] {
+        let opened = open(&source).await.expect("opens");
+        let labels: Vec<_> = opened.entries().iter().map(|entry| entry.label).collect();
+        assert_eq!(labels, [Some(1), Some(0), Some(1), None], "{source}");
+        assert!(opened.left_out().is_empty(), "{source}: {}", opened.left_out());
+        let config = IngestConfig { source, size: 32, ..IngestConfig::default() };
+        let survey = lapflow_ingest::Survey::take(&config).await.expect("a survey");
+        let names = survey.pieces().map(|piece| piece.name.clone()).collect();
+        let found = survey.open(names).await.expect("opens").source;
+        let followed: Vec<_> = found.entries().iter().map(|entry| entry.label).collect();
+        assert_eq!(followed, labels);
+    }
 }

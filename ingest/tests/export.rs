@@ -109,6 +109,29 @@ async fn a_list_of_files_elsewhere_is_written_below_the_output_folder() {
 }
 
 /// `jpeg` with an EXIF segment that says `orientation`.
+#[tokio::test]
+async fn no_two_images_share_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (images, out) = (folder.path().join("in"), folder.path().join("out"));
+    fs::create_dir(&images).expect("a folder");
+    let names = ["a.jpg", "a.jpg.png", "a.jpg.png.jpg", "a.png"];
+    for (name, shade) in names.iter().zip(1..) {
+        fs::write(images.join(name), png(shade)).expect("a file");
+    }
+    let config =
+        IngestConfig { source: images.display().to_string(), size: 32, ..IngestConfig::default() };
+    assert_eq!(run(&config, &out).await.expect("exports").written, 4);
+    let mut shades: Vec<u8> = fs::read_dir(&out)
+        .expect("the output")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "png"))
+        .map(|path| image::open(path).expect("a PNG").into_rgb8()[(0, 5)].0[2])
+        .collect();
+    shades.sort_unstable();
+    assert_eq!(shades, [1, 2, 3, 4]);
+    assert_eq!(run(&config, &out).await.expect("resumes").present, 4);
+}
+
 fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
     exif.extend([orientation, 0, 0, 0, 0, 0, 0]);

@@ -268,6 +268,24 @@ async fn everything_that_is_found_and_not_taken_is_counted() {
         );
     }
 
+    // A stranger's files that are called as lapflow's: only together do they tell a folder.
+    write("other/job.json", b"{}");
+    write("other/metrics.jsonl", b"{}");
+    write("other/e.png", &png(9, 9, 1));
+    write("run/metrics.jsonl", b"{}");
+    write("run/config.toml", b"");
+    write("run/samples/e.png", &png(9, 9, 1));
+    write("set/job.json", b"{}");
+    write("set/000012.png", &png(9, 9, 1));
+    for source in
+        [folder.path().display().to_string(), format!("file://{}", folder.path().display())]
+    {
+        let source = open(&IngestConfig { source, ..config(folder.path()) }).await;
+        assert!(source.entries().iter().any(|entry| entry.key == "other/e.png"));
+        assert!(!source.entries().iter().any(|entry| entry.key.starts_with("run")));
+        assert_eq!(source.left_out().counts()["folders made by lapflow"], 4);
+    }
+
     // Archives beside loose images: one of the two was not meant.
     write("shards/0.tar", b"");
     for source in
@@ -280,6 +298,30 @@ async fn everything_that_is_found_and_not_taken_is_counted() {
             "{error}"
         );
     }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn pipes_are_skips_and_the_blobs_of_a_cache_are_there_once() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["blobs", "snapshots"] {
+        fs::create_dir(folder.path().join(name)).expect("a folder");
+    }
+    for (name, shade) in [("0a", 1), ("0b", 2)] {
+        fs::write(folder.path().join("blobs").join(name), png(9, 9, shade)).expect("a file");
+    }
+    symlink("../blobs/0a", folder.path().join("snapshots/0.png")).expect("a link");
+    let pipe = folder.path().join("snapshots/pipe.png");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    let source = open(&config(folder.path())).await;
+    let keys: Vec<_> = source.entries().iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(keys, ["blobs/0b", "snapshots/0.png", "snapshots/pipe.png"]);
+    assert_eq!(source.left_out().to_string(), "1 targets of links that are taken");
+    let outcomes = outcomes(&source, vec![0, 1, 2]).await;
+    let reasons: Vec<_> = skips(&outcomes).iter().map(|skip| skip.reason.to_string()).collect();
+    assert_eq!(reasons, ["unreadable: it is no regular file"]);
 }
 
 #[cfg(unix)]
@@ -324,6 +366,9 @@ async fn sources_that_cannot_be_used_are_named() {
         format!("source {}: there is no such file or folder", gone.display())
     );
     assert_eq!(error(config(folder.path())).await, format!("source {name}: it holds no images"));
+    fs::write(folder.path().join("shard.tar.gz"), b"\x1f\x8b").expect("a file");
+    let nothing = format!("source {name}: it holds no images, only 1 .gz");
+    assert_eq!(error(config(folder.path())).await, nothing);
     assert_eq!(
         error(IngestConfig { size: 0, ..config(folder.path()) }).await,
         "data.size: 0 is outside 1..=8192"

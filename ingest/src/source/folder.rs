@@ -1,24 +1,23 @@
 //! Folders of image files.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::archive::ArchiveFormat;
-use super::names::{ending, is_hidden, is_image, is_unclear, text};
+use super::names::{
+    LINKED_WORDS, MADE_HERE_WORDS, ending, is_hidden, is_image, is_made_here, is_unclear, mark,
+    text,
+};
 use super::zip::DATASET_JSON;
 use super::{Listed, Location};
 use crate::decode::{Format, HEAD_BYTES};
 use crate::error::{IngestError, Result};
 use crate::left_out::LeftOut;
 
-/// Names that tell a folder made by lapflow: a dataset's table, an ingest output's settings, a
-/// run's metrics, a sample set's job. Such a folder below a source is not part of it.
-pub(super) const MADE_HERE: [&str; 4] = ["_delta_log", "ingest.json", "metrics.jsonl", "job.json"];
 /// Files of lapflow's own beside images, which are not counted.
 const OUR_FILES: [&str; 3] = ["ingest.json", "skipped.jsonl", "job.json"];
-/// What a folder of those is called where it is counted.
-pub(super) const MADE_HERE_WORDS: &str = "folders made by lapflow";
 
 /// What a folder holds.
 #[derive(Default)]
@@ -51,8 +50,10 @@ pub fn image_files(folder: &Path) -> Result<(Vec<PathBuf>, LeftOut)> {
 /// All image files and archives under `root`, in no particular order, as [`image_files`] finds them,
 /// but for folders below `root` that lapflow made.
 pub(super) fn list(root: &Path, entries_max: usize) -> Result<FolderListing> {
-    let is_made_here = |entry: &fs::DirEntry| MADE_HERE.iter().any(|&m| entry.file_name() == m);
-    walk(root, entries_max, |entries| !entries.iter().any(is_made_here))
+    walk(root, entries_max, |entries| {
+        let marks = entries.iter().map(|entry| mark(&entry.file_name().to_string_lossy()));
+        !is_made_here(marks.fold(0, |all, mark| all | mark))
+    })
 }
 
 /// The files under `root`, in the folders below it that `belongs` lets in by their entries.
@@ -62,6 +63,7 @@ fn walk(
     belongs: impl Fn(&[fs::DirEntry]) -> bool,
 ) -> Result<FolderListing> {
     let mut listing = FolderListing::default();
+    let mut linked = HashSet::new();
     let mut folders = vec![(root.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = folders.pop() {
         let failed = |error: io::Error| IngestError::source(folder.display(), error);
@@ -82,6 +84,9 @@ fn walk(
             } else if path.is_dir() {
                 listing.left_out.add("links to a folder that they are in");
             } else if is_image(&name) || (is_unclear(&name) && starts_like_an_image(&path)) {
+                if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                    linked.extend(fs::canonicalize(&path));
+                }
                 let leads_there = path.strip_prefix(root).is_ok_and(|own| own == Path::new(&key));
                 let location = match leads_there {
                     true => Location::Key,
@@ -97,7 +102,29 @@ fn walk(
             super::check_count(&root.display(), count, entries_max)?;
         }
     }
+    listing.without_targets(root, &linked);
     Ok(listing)
+}
+
+impl FolderListing {
+    /// Takes the files out that only their bytes tell and that links among the images lead to, as
+    /// the blobs of a Hugging Face cache: each would be there twice.
+    fn without_targets(&mut self, root: &Path, linked: &HashSet<PathBuf>) {
+        let is_target = |image: &Listed| {
+            let path = match &image.location {
+                Location::Path(path) => path.to_path_buf(),
+                _ => root.join(&image.key),
+            };
+            is_unclear(&image.key)
+                && !path.is_symlink()
+                && fs::canonicalize(path).is_ok_and(|path| linked.contains(&path))
+        };
+        if !linked.is_empty() {
+            let found = self.images.len();
+            self.images.retain(|image| !is_target(image));
+            (self.images.len()..found).for_each(|_| self.left_out.add(LINKED_WORDS));
+        }
+    }
 }
 
 /// Whether the first bytes of the file at `path` are those of an image read here. What cannot be

@@ -108,12 +108,6 @@ pub(super) fn read(path: &Path, images: &[Listed]) -> Result<Labels> {
     }
 }
 
-/// EDM's `dataset.json` at the top of a folder.
-pub(super) fn edm(path: &Path) -> Result<Labels> {
-    let name = path.display().to_string();
-    from_json(&name, &fs::read(path).map_err(|error| IngestError::labels(&name, error))?)
-}
-
 /// EDM's `dataset.json` inside an archive or folder: its keys are those of the images.
 pub(super) fn from_json(name: &str, content: &[u8]) -> Result<Labels> {
     number(name, json(name, content)?, &Keys::default())

@@ -189,7 +189,11 @@ impl Source {
             list_local(Path::new(&config.source), config.entries_max)?
         };
         if listing.images.is_empty() {
-            return Err(IngestError::source(&config.source, "it holds no images"));
+            let reason = match listing.left_out.is_empty() {
+                true => "it holds no images".to_owned(),
+                false => format!("it holds no images, only {}", listing.left_out),
+            };
+            return Err(IngestError::source(&config.source, reason));
         }
         Self::from_listing(config, listing)
     }
@@ -279,8 +283,7 @@ fn list_local(path: &Path, entries_max: usize) -> Result<Listing> {
             let archives = archives.map(|(key, path)| (Blob::File(path), key)).collect();
             return list_archives(archives, found.left_out, entries_max);
         }
-        let dataset_json = path.join(DATASET_JSON);
-        let labels = dataset_json.exists().then(|| labels::edm(&dataset_json)).transpose()?;
+        let labels = dataset_json(&Blob::File(path.join(DATASET_JSON)))?;
         let root = path.to_path_buf();
         let FolderListing { images, left_out, .. } = found;
         return Ok(Listing { root, images, labels, left_out, ..Listing::default() });
@@ -305,6 +308,7 @@ fn list_remote(uri: &str, config: &IngestConfig) -> Result<Listing> {
     }
     let found = runtime.block_on(remote.list(config.entries_max))?;
     let (mut images, mut archives, mut left_out) = (Vec::new(), Vec::new(), found.left_out);
+    let mut labels = None;
     for Found { key, path, bytes } in found.objects {
         let object = remote.object(path, &runtime);
         if names::is_image(&key) {
@@ -312,6 +316,8 @@ fn list_remote(uri: &str, config: &IngestConfig) -> Result<Listing> {
             images.push(Listed::new(key, location));
         } else if ArchiveFormat::of(&key).is_some() {
             archives.push((Blob::Object(object), key));
+        } else if key == DATASET_JSON {
+            labels = Some(Blob::Object(object));
         } else {
             left_out.add(names::ending(&key));
         }
@@ -320,7 +326,18 @@ fn list_remote(uri: &str, config: &IngestConfig) -> Result<Listing> {
     if images.is_empty() {
         return list_archives(archives, left_out, config.entries_max);
     }
-    Ok(Listing { images, left_out, ..Listing::default() })
+    let labels = labels.map(|blob| dataset_json(&blob)).transpose()?.flatten();
+    Ok(Listing { images, labels, left_out, ..Listing::default() })
+}
+
+/// The labels of EDM's `dataset.json` at the top of a folder or prefix, if it has one.
+fn dataset_json(blob: &Blob) -> Result<Option<Labels>> {
+    let content = blob.length().and_then(|length| blob.read_range(0..length));
+    match content {
+        Ok(content) => labels::from_json(&blob.to_string(), &content).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(IngestError::labels(blob, error)),
+    }
 }
 
 /// Refuses loose images beside archives of images: a banner beside shards is no training data, and
@@ -375,6 +392,9 @@ impl Listing {
         let Some(format) = ArchiveFormat::of(prefix) else { return Ok(()) };
         let found = format.list(&archive, self.archives.len() as u32, entries_max)?;
         self.left_out.append(found.left_out);
+        if found.images.is_empty() {
+            self.notes.push(format!("{archive} holds no images"));
+        }
         if let Some(labels) = found.labels {
             let all = self.labels.get_or_insert_default();
             let by_key = labels.by_key.into_iter();

@@ -34,14 +34,14 @@ const COMPANIONS: [&str; 20] = [
 /// The longest ending that is taken for one.
 const ENDING_MAX: usize = 16;
 
-/// A name that may be in any encoding as text: UTF-8 as it is, every byte that is not as `\xNN`.
-/// Different names give different texts: a name that contains what looks like such an escape has
-/// its backslashes escaped.
+/// A name that may be in any encoding as text: UTF-8 as it is, every byte that is not, and zero, as
+/// `\xNN`. Different names give different texts: a name that contains what looks like such an escape
+/// has its backslashes escaped.
 pub(super) fn text(name: &[u8]) -> String {
     match std::str::from_utf8(name) {
-        Ok(text) if !looks_escaped(text) => text.to_owned(),
+        Ok(text) if !looks_escaped(text) && !text.contains('\0') => text.to_owned(),
         _ => name.utf8_chunks().fold(String::new(), |mut text, chunk| {
-            text.push_str(&chunk.valid().replace('\\', "\\x5c"));
+            text.push_str(&chunk.valid().replace('\\', "\\x5c").replace('\0', "\\x00"));
             for byte in chunk.invalid() {
                 // Writing to a string cannot fail.
                 let _ = write!(text, "\\x{byte:02x}");
@@ -63,6 +63,42 @@ fn looks_escaped(text: &str) -> bool {
 pub(super) fn is_hidden(key: &str) -> bool {
     key.split('/').any(|part| part == "__MACOSX" || (part.starts_with('.') && part != "."))
 }
+
+/// What the name of a file or folder says of the folder that holds it, to be joined by `|` for
+/// [`is_made_here`].
+pub(super) fn mark(name: &str) -> u8 {
+    match name {
+        "_delta_log" => DELTA_LOG,
+        "ingest.json" => OUTPUT,
+        "metrics.jsonl" => METRICS,
+        "config.toml" => CONFIG,
+        "job.json" => JOB,
+        _ => match name.strip_suffix(".png") {
+            Some(number) if number.len() == 6 && number.bytes().all(|b| b.is_ascii_digit()) => {
+                SAMPLE
+            }
+            _ => 0,
+        },
+    }
+}
+
+const DELTA_LOG: u8 = 1;
+const OUTPUT: u8 = 2;
+const METRICS: u8 = 4;
+const CONFIG: u8 = 8;
+const JOB: u8 = 16;
+const SAMPLE: u8 = 32;
+
+/// Whether a folder that holds files of these marks is one that lapflow makes: a dataset's table,
+/// an output of `ingest`, a run, a set of samples. Names that others use too count only together.
+pub(super) fn is_made_here(marks: u8) -> bool {
+    [DELTA_LOG, OUTPUT, METRICS | CONFIG, JOB | SAMPLE].iter().any(|all| marks & all == *all)
+}
+
+/// What such a folder below a source, which is not part of it, is called where it is counted.
+pub(super) const MADE_HERE_WORDS: &str = "folders made by lapflow";
+/// What files without an ending are called that links with one lead to: the links are the images.
+pub(super) const LINKED_WORDS: &str = "targets of links that are taken";
 
 /// Whether `name` ends like an image file.
 pub(super) fn is_image(name: &str) -> bool {
@@ -110,6 +146,7 @@ mod tests {
         let distinct: std::collections::BTreeSet<_> = texts.iter().collect();
         assert_eq!(distinct.len(), names.len(), "{texts:?}");
         // What reads plainly stays as it is.
+        assert_eq!(text(b"\x07\0"), "\u{7}\\x00");
         for plain in ["a/b.png", "C:\\pictures\\x.png", "100%20.png", "\\x", "\\xg0"] {
             assert_eq!(text(plain.as_bytes()), plain);
         }

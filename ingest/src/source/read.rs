@@ -84,9 +84,14 @@ fn check_bytes(bytes: u64, bytes_max: u64) -> Result<(), SkipReason> {
 
 /// Reads a file of at most `bytes_max` bytes, whatever its length claims to be.
 fn read_file(path: &Path, bytes_max: u64) -> Result<Bytes, SkipReason> {
-    let file = fs::File::open(path).map_err(|error| unreadable(&error))?;
-    let bytes = file.metadata().map_err(|error| unreadable(&error))?.len();
+    // Opening a pipe that nobody writes to would wait for ever.
+    let metadata = fs::metadata(path).map_err(|error| unreadable(&error))?;
+    if !metadata.is_file() {
+        return Err(SkipReason::Unreadable { detail: "it is no regular file".into() });
+    }
+    let bytes = metadata.len();
     check_bytes(bytes, bytes_max)?;
+    let file = fs::File::open(path).map_err(|error| unreadable(&error))?;
     let mut content = Vec::with_capacity(bytes as usize);
     // A file may grow between the two calls; one byte more than allowed tells.
     file.take(bytes_max + 1).read_to_end(&mut content).map_err(|error| unreadable(&error))?;

@@ -1,5 +1,6 @@
 //! Sources in object stores.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,7 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use tokio::runtime::Handle;
 
 use super::blob::Object;
-use super::folder::{MADE_HERE, MADE_HERE_WORDS};
-use super::names::is_hidden;
+use super::names::{MADE_HERE_WORDS, is_hidden, is_made_here, mark};
 use crate::config::IngestConfig;
 use crate::error::{IngestError, Result};
 use crate::left_out::LeftOut;
@@ -117,17 +117,19 @@ impl Remote {
 
 /// Takes the objects out that are below a place that lapflow made, unless that is the whole.
 fn without_made_here(mut objects: Vec<Found>) -> Objects {
-    let mut made_here: Vec<String> = Vec::new();
+    let mut marks: HashMap<&str, u8> = HashMap::new();
     for Found { key, .. } in &objects {
-        let parts = || key.match_indices('/').map(|(end, _)| end);
-        let starts = std::iter::once(0).chain(parts().map(|end| end + 1));
-        for (start, end) in starts.zip(parts().chain([key.len()])) {
-            if start > 0 && MADE_HERE.contains(&&key[start..end]) {
-                made_here.push(key[..start].to_owned());
-                break;
+        let slashes = || key.match_indices('/').map(|(at, _)| at);
+        // All folders that the key leads through, with what is next in each.
+        for (slash, end) in slashes().zip(slashes().skip(1).chain([key.len()])) {
+            let mark = mark(&key[slash + 1..end]);
+            if mark != 0 {
+                *marks.entry(&key[..=slash]).or_default() |= mark;
             }
         }
     }
+    let made_here = marks.into_iter().filter(|&(_, marks)| is_made_here(marks));
+    let mut made_here: Vec<String> = made_here.map(|(folder, _)| folder.to_owned()).collect();
     made_here.sort_unstable();
     // A place within another is part of it.
     made_here.dedup_by(|inner, outer| inner.starts_with(outer.as_str()));

@@ -11,7 +11,7 @@ use super::archive::ArchiveFormat;
 use super::blob::Blob;
 use super::store::{self, Remote};
 use super::zip::DATASET_JSON;
-use super::{Entry, Listing, Location, Source, folder, labels, names};
+use super::{Entry, Listing, Location, Source, folder, names};
 use crate::config::IngestConfig;
 use crate::error::{IngestError, Result};
 
@@ -31,6 +31,8 @@ pub struct Piece {
 pub struct Survey {
     config: IngestConfig,
     root: PathBuf,
+    /// EDM's label file at the top.
+    labels: Option<Blob>,
     pieces: BTreeMap<String, (Piece, Place)>,
 }
 
@@ -69,12 +71,12 @@ impl Survey {
             let reason = "only folders and prefixes can be followed, not a single archive or list";
             return Err(IngestError::source(&config.source, reason));
         }
-        let pieces = match store::is_remote(&config.source) {
+        let (labels, pieces) = match store::is_remote(&config.source) {
             true => remote_pieces(&config)?,
             false => local_pieces(Path::new(&config.source), config.entries_max)?,
         };
         let root = PathBuf::from(&config.source);
-        Ok(Self { config, root, pieces })
+        Ok(Self { config, root, labels, pieces })
     }
 
     /// The files, sorted by name.
@@ -98,11 +100,12 @@ impl Survey {
     /// hinder the others.
     pub async fn open(&self, names: Vec<String>) -> Result<Opened> {
         let (config, root) = (self.config.clone(), self.root.clone());
+        let labels = self.labels.clone();
         let places: Vec<_> = names
             .into_iter()
             .filter_map(|name| self.pieces.get(&name).map(|(_, place)| (name, place.clone())))
             .collect();
-        tokio::task::spawn_blocking(move || open_blocking(config, root, places))
+        tokio::task::spawn_blocking(move || open_blocking(config, root, labels, places))
             .await
             .expect("listing a source neither panics nor is cancelled")
     }
@@ -111,14 +114,12 @@ impl Survey {
 fn open_blocking(
     config: IngestConfig,
     root: PathBuf,
+    labels: Option<Blob>,
     places: Vec<(String, Place)>,
 ) -> Result<Opened> {
     let mut listing = Listing::default();
     let mut failed = Vec::new();
-    let dataset_json = root.join(DATASET_JSON);
-    if dataset_json.exists() {
-        listing.labels = Some(labels::edm(&dataset_json)?);
-    }
+    listing.labels = labels.map(|blob| super::dataset_json(&blob)).transpose()?.flatten();
     listing.root = root;
     for (name, place) in places {
         match place {
@@ -151,7 +152,10 @@ fn unique(archive: &str, images: &mut [super::Listed]) -> Result<()> {
     }
 }
 
-fn local_pieces(root: &Path, entries_max: usize) -> Result<BTreeMap<String, (Piece, Place)>> {
+/// The label file and the pieces of a source.
+type Pieces = (Option<Blob>, BTreeMap<String, (Piece, Place)>);
+
+fn local_pieces(root: &Path, entries_max: usize) -> Result<Pieces> {
     let found = folder::list(root, entries_max)?;
     let images = found.images.into_iter().map(|image| (image.key, Place::Image(image.location)));
     let archives =
@@ -167,13 +171,14 @@ fn local_pieces(root: &Path, entries_max: usize) -> Result<BTreeMap<String, (Pie
         let (bytes, modified) = (metadata.len(), metadata.modified().ok());
         Some((name.clone(), (Piece { name, bytes, modified }, place)))
     });
-    Ok(pieces.collect())
+    Ok((Some(Blob::File(root.join(DATASET_JSON))), pieces.collect()))
 }
 
-fn remote_pieces(config: &IngestConfig) -> Result<BTreeMap<String, (Piece, Place)>> {
+fn remote_pieces(config: &IngestConfig) -> Result<Pieces> {
     let runtime = Handle::current();
     let remote = Remote::open(&config.source, config)?;
     let found = runtime.block_on(remote.list(config.entries_max))?;
+    let mut labels = None;
     let pieces = found.objects.into_iter().filter_map(|found| {
         let (name, bytes) = (found.key, found.bytes);
         let object = remote.object(found.path, &runtime);
@@ -182,11 +187,15 @@ fn remote_pieces(config: &IngestConfig) -> Result<BTreeMap<String, (Piece, Place
         } else if ArchiveFormat::of(&name).is_some() {
             Place::Archive(Blob::Object(object))
         } else {
+            if name == DATASET_JSON {
+                labels = Some(Blob::Object(object));
+            }
             return None;
         };
         Some((name.clone(), (Piece { name, bytes, modified: None }, place)))
     });
-    Ok(pieces.collect())
+    let pieces = pieces.collect();
+    Ok((labels, pieces))
 }
 
 /// An image asked for by name, under an identity given from outside.

@@ -1,13 +1,13 @@
 //! Tar archives, WebDataset shards among them, read without unpacking.
 
-use std::collections::HashMap;
-use std::io::{self, Read};
+use std::collections::{HashMap, HashSet};
+use std::io::Read;
 
 use tar::{Archive, EntryType};
 
 use super::archive::{ArchiveListing, member_key};
 use super::blob::{Blob, BlobReader};
-use super::names::{ending, is_image, is_unclear};
+use super::names::{LINKED_WORDS, ending, is_image, is_unclear};
 use super::{Listed, Location};
 use crate::decode::{Format, HEAD_BYTES};
 use crate::error::{IngestError, Result};
@@ -16,6 +16,8 @@ use crate::error::{IngestError, Result};
 const CLASS_BYTES_MAX: u64 = 32;
 /// Length of a header and what members are padded to.
 const BLOCK_BYTES: u64 = 512;
+/// More zeros than any writer ends an archive with.
+const PADDING_BYTES_MAX: u64 = 1 << 20;
 /// What a link is called where it is counted.
 const DEAD_LINK: &str = "links to what the archive does not hold";
 
@@ -50,9 +52,14 @@ pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<Archi
             } else {
                 listing.left_out.add(ending(&key));
             }
+        } else if kind.is_fifo() || kind.is_character_special() || kind.is_block_special() {
+            listing.left_out.add("pipes and devices");
         }
         Ok(())
     })?;
+    if !archive_bytes.is_multiple_of(BLOCK_BYTES) {
+        listing.notes.push(format!("{blob} ends within a block: it may have been cut off"));
+    }
     // A writer ends an archive with a block of zeros.
     if end.next_multiple_of(BLOCK_BYTES) == archive_bytes {
         listing.notes.push(format!("{blob} has no end mark: it may have been cut off"));
@@ -64,25 +71,8 @@ pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<Archi
     Ok(listing)
 }
 
-/// Refuses what only is called a tar.
 fn open(blob: &Blob) -> Result<BlobReader> {
-    let failed = |error: io::Error| IngestError::source(blob, error);
-    let mut reader = BlobReader::new(blob.clone()).map_err(failed)?;
-    let length = reader.length().min(HEAD_BYTES as u64) as usize;
-    let head = reader.read_at(0, length).map_err(failed)?;
-    let is = match head.as_slice() {
-        [0x1f, 0x8b, ..] => "compressed by gzip",
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => "compressed by zstd",
-        [b'B', b'Z', b'h', ..] => "compressed by bzip2",
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => "compressed by xz",
-        [b'P', b'K', 3, 4, ..] => "a zip archive",
-        [b'<', ..] => "a page of HTML or XML, perhaps of a download that failed",
-        _ => {
-            io::Seek::rewind(&mut reader).map_err(failed)?;
-            return Ok(reader);
-        }
-    };
-    Err(IngestError::source(blob, format!("it is no plain tar, but {is}")))
+    BlobReader::new(blob.clone()).map_err(|error| IngestError::source(blob, error))
 }
 
 /// Calls `each` with the key of every member that is not hidden, and the member.
@@ -92,18 +82,35 @@ fn each_member(
     entries_max: usize,
     mut each: impl FnMut(String, &mut tar::Entry<'_, BlobReader>) -> Result<()>,
 ) -> Result<()> {
-    let mut last_member = "the start".to_owned();
+    let (mut last_member, mut end) = ("the start".to_owned(), 0);
     let mut archive = Archive::new(reader);
+    // Tars put one behind another have zeros between them.
+    archive.set_ignore_zeros(true);
     let members = archive.entries_with_seek().map_err(|error| IngestError::source(blob, error))?;
     for (count, member) in members.enumerate() {
         super::check_count(blob, count + 1, entries_max)?;
-        let mut member = member
-            .map_err(|error| refused(blob, &format!("after {last_member}"), &error.to_string()))?;
+        let mut member = match member {
+            Ok(member) => member,
+            Err(_) if is_left_over(blob, end) => break,
+            Err(error) => {
+                return Err(refused(blob, &format!("after {last_member}"), &error.to_string()));
+            }
+        };
+        end = member.raw_file_position().saturating_add(member.size());
         let Some(key) = member_key(blob, &member.path_bytes())? else { continue };
         last_member.clone_from(&key);
         each(key, &mut member)?;
     }
     Ok(())
+}
+
+/// Whether zeros and less than a block are all that follows `end`, where the last member ends.
+fn is_left_over(blob: &Blob, end: u64) -> bool {
+    let Ok(length) = blob.length() else { return false };
+    let (start, last) = (end.next_multiple_of(BLOCK_BYTES), length / BLOCK_BYTES * BLOCK_BYTES);
+    !length.is_multiple_of(BLOCK_BYTES)
+        && (start + BLOCK_BYTES..=start.saturating_add(PADDING_BYTES_MAX)).contains(&last)
+        && blob.read_range(start..last).is_ok_and(|tail| tail.iter().all(|&byte| byte == 0))
 }
 
 fn refused(blob: &Blob, member: &str, reason: &str) -> IngestError {
@@ -171,24 +178,30 @@ fn resolve(
     })?;
     // A link may lead to another link.
     let by_name: HashMap<&String, &Option<String>> = links.iter().map(|(k, t)| (k, t)).collect();
+    let mut taken = HashSet::new();
     for (key, target) in &links {
         let (mut target, mut hops) = (target.as_ref(), links.len());
         let location = loop {
             let Some(at) = target else { break None };
             match (found.get(at), by_name.get(at)) {
-                (Some(Some(location)), _) => break Some(location.clone()),
+                (Some(Some(location)), _) => break Some((at, location.clone())),
                 (_, Some(next)) if hops > 0 => (target, hops) = (next.as_ref(), hops - 1),
                 _ => break None,
             }
         };
         match location {
-            Some(location) if is_image(key) => {
+            Some((target, location)) if is_image(key) => {
+                taken.insert(target.clone());
                 listing.images.push(Listed::new(key.clone(), location));
             }
             Some(_) => listing.left_out.add(ending(key)),
             None => listing.left_out.add(DEAD_LINK),
         }
     }
+    // As in a folder, what only its bytes tell and links lead to would be there twice.
+    let listed = listing.images.len();
+    listing.images.retain(|image| !(is_unclear(&image.key) && taken.contains(&image.key)));
+    (listing.images.len()..listed).for_each(|_| listing.left_out.add(LINKED_WORDS));
     Ok(())
 }
 

@@ -47,10 +47,14 @@ pub(super) fn list(blob: &Blob, number: u32, entries_max: usize) -> Result<Archi
     for index in 0..archive.len() {
         let member =
             archive.by_index_data(index).map_err(|error| IngestError::source(blob, error))?;
-        if !member.is_file() {
+        if member.is_dir() {
             continue;
         }
         let Some(key) = member_key(blob, member.name_raw())? else { continue };
+        if member.is_symlink() {
+            listing.left_out.add("symbolic links");
+            continue;
+        }
         let may_be_an_image = is_image(&key) || is_unclear(&key);
         if !may_be_an_image {
             if key != DATASET_JSON {

@@ -108,7 +108,8 @@ async fn workers_of_other_groups_do_not_fill_one_dataset() {
         Draft::open(&fixture.ingest, &fixture.encode, autoencoder, &Device::Cpu).await.unwrap()
     };
     let uri = fixture.uri("recorded");
-    draft(32).await.attach(&uri).await.unwrap();
+    let job = draft(32).await.attach(&uri).await.unwrap();
+    job.run(Worker::ALONE, &AtomicBool::new(false), &mut |_| {}).await.unwrap();
     draft(32).await.attach(&uri).await.unwrap();
     let error = draft(16).await.attach(&uri).await.err().expect("refused").to_string();
     assert!(error.contains("autoencoder.groups = 32, this job has 16"), "{error}");

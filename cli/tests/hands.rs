@@ -159,3 +159,21 @@ fn a_command_asks_only_for_what_it_uses() {
     let said = refused(folder.path(), &["encode", "c.toml", "--set", "data.dataset=pictures"]);
     assert_eq!(said, "lapflow: pictures: data.dataset is the source itself; name another folder");
 }
+
+/// What a config's latents are is said in one place: `flops` counts what `train --dry-run` does.
+#[test]
+fn all_commands_count_the_same_latents() {
+    let folder = tempfile::tempdir().unwrap();
+    let counted = |command: &str| -> serde_json::Value {
+        let arguments: Vec<&str> = command.split(' ').collect();
+        let output = good(folder.path(), &arguments);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    for preset in ["demo", "celebahq-256", "celebahq-1024"] {
+        let flops = counted(&format!("flops --preset {preset} --json"));
+        let set = "--set data.dataset=gone";
+        let plan = counted(&format!("train --preset {preset} {set} --dry-run --json"));
+        assert_eq!(flops["model"]["mean_macs"], plan["mean_macs"], "{preset}");
+        assert_eq!(flops["model"]["segment_macs"], plan["segment_macs"], "{preset}");
+    }
+}

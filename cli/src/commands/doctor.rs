@@ -1,11 +1,11 @@
 //! `lapflow doctor`: what this machine is, whether it computes rightly, and how fast it trains.
 
-use super::Context;
-use super::flops::geometry;
+use super::{Context, plan};
 use crate::config::{Config, ConfigArgs};
 use anyhow::{Result, bail};
 use candle_core::Device;
 use lapflow_model::kernels::{Checked, check, matrix_rate};
+use lapflow_model::net::Geometry;
 use lapflow_store::LevelSpec;
 use lapflow_train::{Recipe, Trainer, synthetic};
 use serde_json::json;
@@ -19,9 +19,10 @@ const DEFAULT_PRESET: &str = "demo";
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Latent channels of the network that the benchmark trains
-    #[arg(long, default_value_t = 4)]
-    channels: usize,
+    /// Latent channels of the network that the benchmark trains; default: those of the config's
+    /// autoencoder
+    #[arg(long)]
+    channels: Option<usize>,
     /// Seconds of training; 0: none
     #[arg(long, default_value_t = 60)]
     seconds: u64,
@@ -105,7 +106,8 @@ fn training(args: &Args, context: &Context) -> Result<(f64, f64)> {
         (None, None) => Config::preset(DEFAULT_PRESET, &given.set)?,
         _ => given.load()?,
     };
-    let geometry = geometry(&config, args.channels, None, 0)?;
+    let made = plan::latents(&config, config.flow.build()?.levels(), 0);
+    let geometry = Geometry { channels: args.channels.unwrap_or(made.channels), ..made };
     let specs: Vec<LevelSpec> = (0..geometry.levels)
         .map(|k| {
             let (height, width) = geometry.level_size(k);

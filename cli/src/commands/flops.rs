@@ -1,7 +1,7 @@
 //! `lapflow flops`: what a model costs, against DiT with the same backbone.
 
-use super::Context;
-use crate::config::{Config, ConfigArgs};
+use super::{Context, plan};
+use crate::config::ConfigArgs;
 use anyhow::Result;
 use lapflow_model::flow::FlowConfig;
 use lapflow_model::net::{Cost, Geometry, ModelConfig, cost};
@@ -12,10 +12,10 @@ use serde_json::json;
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Latent channels
-    #[arg(long, default_value_t = 4)]
-    channels: usize,
-    /// Latent side, in latent pixels; default: the image side over 8
+    /// Latent channels; default: those of the config's autoencoder
+    #[arg(long)]
+    channels: Option<usize>,
+    /// Latent side, in latent pixels; default: the image side over the autoencoder's factor
     #[arg(long)]
     latent: Option<usize>,
     /// Label classes
@@ -27,8 +27,10 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let config = args.config.load()?;
     let flow = config.flow.build()?;
-    let geometry = geometry(&config, args.channels, args.latent, args.classes)?;
-    let side = geometry.height;
+    let made = plan::latents(&config, flow.levels(), args.classes);
+    let side = args.latent.unwrap_or(made.height);
+    let channels = args.channels.unwrap_or(made.channels);
+    let geometry = Geometry { channels, height: side, width: side, ..made };
     config.model.validate(&geometry)?;
     let multi = cost(&config.model, &geometry, flow.as_ref());
     let single = single_scale(&config.model, &geometry)?;
@@ -37,7 +39,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         println!("{}", json!({ "model": multi, "dit": single, "ratio": ratio }));
         return Ok(());
     }
-    println!("latents     {}x{side}x{side}, {} levels", args.channels, flow.levels());
+    println!("latents     {channels}x{side}x{side}, {} levels", flow.levels());
     println!("parameters  {:.2} M (DiT {:.2} M)", millions(&multi), millions(&single));
     for (k, macs) in multi.segment_macs.iter().enumerate().rev() {
         let (start, end) = flow.segment(k);
@@ -46,18 +48,6 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     println!("mean        {:.3} GMACs an evaluation", multi.mean_macs / 1e9);
     println!("DiT         {:.3} GMACs an evaluation; ratio {ratio:.3}", single.mean_macs / 1e9);
     Ok(())
-}
-
-/// What a config's network would work on; `latent` is the side, by default the image's over 8.
-pub fn geometry(
-    config: &Config,
-    channels: usize,
-    latent: Option<usize>,
-    classes: usize,
-) -> Result<Geometry> {
-    let side = latent.unwrap_or(config.data.ingest.size as usize / 8);
-    let levels = config.flow.build()?.levels();
-    Ok(Geometry { channels, height: side, width: side, levels, classes })
 }
 
 /// The cost of the same backbone on one level, without condition tokens: DiT.

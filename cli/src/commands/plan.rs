@@ -48,7 +48,7 @@ pub fn plan(config: &Config, dataset: Option<&Dataset>, classes: usize) -> Resul
     let flow = config.flow.build()?;
     let geometry = match dataset {
         Some(dataset) => geometry(dataset.metadata(), flow.levels()),
-        None => expected(config, flow.levels(), classes),
+        None => latents(config, flow.levels(), classes),
     };
     config.model.validate(&geometry)?;
     let cost = cost(&config.model, &geometry, flow.as_ref());
@@ -110,9 +110,9 @@ pub fn print(config: &Config, classes: usize, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The geometry of the dataset that the config would make: files of weights are taken to be of
-/// the SD-VAE's kind, 8x smaller with 4 channels.
-fn expected(config: &Config, levels: usize, classes: usize) -> Geometry {
+/// The latents that the config would make: files of weights are taken to be of the SD-VAE's kind,
+/// 8x smaller with 4 channels.
+pub fn latents(config: &Config, levels: usize, classes: usize) -> Geometry {
     let (factor, channels) = match config.autoencoder.weights {
         WeightsSource::Pixel => (1, 3),
         WeightsSource::Builtin => (4, 4),

@@ -22,7 +22,7 @@
 //! let mut trainer = Trainer::new(&recipe, &dataset, &Device::Cpu)?;
 //! let folder = RunFolder::open("runs/faces")?;
 //! let outcome = run(&mut trainer, &dataset, &folder, &AtomicBool::new(false), |line| {
-//!     println!("step {}: loss {:.4}", line.step, line.loss);
+//!     println!("step {}: loss {:?}", line.step, line.loss);
 //! })?;
 //! println!("{}", outcome.checkpoint.display());
 //! # Ok(())

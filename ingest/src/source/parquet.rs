@@ -106,9 +106,10 @@ fn label(
     let mut images = images.into_iter();
     for batch in batches {
         let batch = batch.map_err(|error| failed(error.to_string()))?;
-        let values = batch.column(0);
-        for (row, image) in (0..values.len()).zip(&mut images) {
-            let label = written(values, row).map_err(|reason| {
+        let labels = written(batch.column(0))
+            .map_err(|reason| failed(format!("its column `{column}`: {reason}")))?;
+        for (label, image) in labels.into_iter().zip(&mut images) {
+            let label = label.map_err(|reason| {
                 failed(format!("its column `{column}`, row {}: {reason}", labelled.len()))
             })?;
             labelled.push(image.labelled(label));
@@ -117,29 +118,36 @@ fn label(
     Ok(labelled)
 }
 
-/// The label in `row` of a column.
-fn written(values: &ArrayRef, row: usize) -> Result<Written, String> {
-    if values.is_null(row) {
-        return Ok(Written::None);
-    }
-    let one = values.slice(row, 1);
-    let cast = |to: &DataType| cast(&one, to).map_err(|error| error.to_string());
-    match values.data_type() {
+/// The labels of a column, or why one of them is none, by row.
+fn written(values: &ArrayRef) -> Result<Vec<Result<Written, String>>, String> {
+    let cast = |to: &DataType| cast(values, to).map_err(|error| error.to_string());
+    let kind = values.data_type();
+    Ok(match kind {
         DataType::Float16 | DataType::Float32 | DataType::Float64 => {
-            Written::of_number(cast(&DataType::Float64)?.as_primitive::<Float64Type>().value(0))
+            let numbers = cast(&DataType::Float64)?;
+            let number = |number: Option<f64>| number.map_or(Ok(Written::None), Written::of_number);
+            numbers.as_primitive::<Float64Type>().iter().map(number).collect()
         }
         DataType::UInt64 => {
-            let number = one.as_primitive::<UInt64Type>().value(0);
-            Written::of_integer(i64::try_from(number).unwrap_or(i64::MAX))
+            let number = |number: Option<u64>| {
+                let integer = |number| i64::try_from(number).unwrap_or(i64::MAX);
+                number.map(integer).map_or(Ok(Written::None), Written::of_integer)
+            };
+            values.as_primitive::<UInt64Type>().iter().map(number).collect()
         }
-        kind if kind.is_integer() || *kind == DataType::Boolean => {
-            Written::of_integer(cast(&DataType::Int64)?.as_primitive::<Int64Type>().value(0))
+        _ if kind.is_integer() || *kind == DataType::Boolean => {
+            let numbers = cast(&DataType::Int64)?;
+            let number =
+                |number: Option<i64>| number.map_or(Ok(Written::None), Written::of_integer);
+            numbers.as_primitive::<Int64Type>().iter().map(number).collect()
         }
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Dictionary(..) => {
-            Written::of_text(cast(&DataType::Utf8)?.as_string::<i32>().value(0))
+            let texts = cast(&DataType::Utf8)?;
+            let text = |text: Option<&str>| text.map_or(Ok(Written::None), Written::of_text);
+            texts.as_string::<i32>().iter().map(text).collect()
         }
-        other => Err(format!("{other} is neither numbers nor names of classes")),
-    }
+        other => return Err(format!("{other} is neither numbers nor names of classes")),
+    })
 }
 
 /// Position of the first struct column with a binary field `bytes`.

@@ -58,7 +58,8 @@ print("images encoded where nothing waits for a copy: levels off by", *off)
 failed |= any(not isinstance(gap, str) and gap < 0.1 for gap in off)
 wrong = losses(other, "unwaited")[:1] if (other / "unwaited/metrics.jsonl").exists() else []
 print("two ranks whose streams do not wait for each other: loss", wrong or "of a crash")
-failed |= any(abs(loss / losses(cpu)[0] - 1) < 1e-3 for loss in wrong)
+# A step that was skipped for not being finite has no loss, and was found.
+failed |= any(loss is not None and abs(loss / losses(cpu)[0] - 1) < 1e-3 for loss in wrong)
 check("losses of 6 steps in bf16, recomputed", losses(cpu, "bf16"), losses(other, "bf16"), 1e-2)
 check("model after them", tensors(cpu, "bf16")["model"], tensors(other, "bf16")["model"], 1e-2)
 check("samples, levels of 255", np.load(cpu / "samples.npz")["arr_0"], np.load(other / "samples.npz")["arr_0"], 1.5 / 255)

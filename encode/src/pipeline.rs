@@ -146,7 +146,9 @@ impl<'a> Run<'a> {
             }
             match outcome? {
                 Outcome::Image(item) => {
-                    self.stats().images_unturned += u64::from(item.view == 0 && item.unturned);
+                    if item.unturned && item.view == 0 {
+                        self.stats().images_unturned += 1;
+                    }
                     batch.push(item);
                 }
                 Outcome::Skip(skip) => skips.push(self.count_skip(skip.into())?),

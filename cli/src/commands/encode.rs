@@ -1,6 +1,6 @@
 //! `lapflow encode`: images to a dataset of latent pyramids.
 
-use super::ingest::{say_of_source, say_unturned};
+use super::ingest::{is_same_place, say_of_source, say_unturned};
 use super::{Context, environment};
 use crate::config::{Config, ConfigArgs};
 use crate::memory;
@@ -170,9 +170,8 @@ fn watch(
 }
 
 async fn draft(config: &Config, context: &Context) -> Result<Draft> {
-    let place = |path: &str| std::fs::canonicalize(path).ok();
-    let (source, dataset) = (&config.data.ingest.source, &config.data.dataset);
-    if place(dataset).is_some_and(|dataset| place(source) == Some(dataset)) {
+    let dataset = &config.data.dataset;
+    if is_same_place(&config.data.ingest.source, dataset.as_ref()) {
         bail!("{dataset}: data.dataset is the source itself; name another folder");
     }
     check_memory(config, context)?;

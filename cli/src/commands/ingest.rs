@@ -60,8 +60,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         threads: args.threads,
         ..IngestConfig::default()
     };
-    let place = |path: &Path| std::fs::canonicalize(path).ok();
-    if place(&args.out).is_some_and(|out| place(args.source.as_ref()) == Some(out)) {
+    if is_same_place(&args.source, &args.out) {
         bail!("{}: --out is the source itself; name another folder", args.out.display());
     }
     let (exported, left_out) =
@@ -83,6 +82,12 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         bail!("stopped; the same command goes on where it was");
     }
     Ok(())
+}
+
+/// Whether a source is what is to be written; addresses that are no paths here never are.
+pub fn is_same_place(source: &str, out: &Path) -> bool {
+    let place = |path: &Path| std::fs::canonicalize(path).ok();
+    place(out).is_some_and(|out| place(source.as_ref()) == Some(out))
 }
 
 /// Says on stderr how `source` was understood, and what it holds beside its images.

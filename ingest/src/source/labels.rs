@@ -337,9 +337,7 @@ fn number(name: &str, lines: Vec<Line>, keys: &Keys) -> Result<Labels> {
 ///
 /// # Errors
 /// In words, where there are both.
-pub(super) fn class_names<'a>(
-    labels: impl Iterator<Item = &'a Written>,
-) -> Result<Vec<String>, String> {
+fn class_names<'a>(labels: impl Iterator<Item = &'a Written>) -> Result<Vec<String>, String> {
     let (mut names, mut numbers) = (std::collections::BTreeSet::new(), false);
     for label in labels {
         match label {
@@ -355,7 +353,7 @@ pub(super) fn class_names<'a>(
 }
 
 /// The number of a label among the sorted `classes`.
-pub(super) fn class_of(label: &Written, classes: &[String]) -> Option<u32> {
+fn class_of(label: &Written, classes: &[String]) -> Option<u32> {
     match label {
         Written::None => None,
         Written::Number(number) => Some(*number),
